@@ -1,0 +1,121 @@
+"""The whole extension surface: what a source, a judge, a codec, a transport and a sink promise each other.
+
+Everything here is called on the event loop's thread and must not block. Whatever waits, waits in a bounded queue whose
+drops are counted. A running thing is an async context manager: entered it listens, left it is gone.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
+
+from cachebus.answer import Answer, Refusal
+
+Clock = Callable[[], float]
+"""Seconds since the epoch, wall clock. The daemon passes `time.time`, tests a `ManualClock`."""
+
+Sender = tuple[str, int] | tuple[str, int, int, int] | str
+"""Who sent some bytes, as the transport knows it: a socket address, or the name its link authenticated."""
+
+Receive = Callable[[bytes, Sender], None]
+"""What a transport calls for each received datagram or envelope. Returns at once and never raises."""
+
+
+class Verdict(NamedTuple):
+    """What a judge decided about one frame. A later verdict on the same frame replaces the earlier (it only rises)."""
+
+    frame: int
+    """Number of the frame that carried the records, counted from 1 by the judge."""
+    answer: Answer | None
+    """The accepted answer, or None when refused."""
+    reason: Refusal | None
+    """Why it was refused, or None when accepted."""
+
+
+class Running(Protocol):
+    """Anything with a life: entered, it works; left, it has stopped and let go of its sockets and tasks."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def statistics(self) -> Mapping[str, int]:
+        """Plain counters and gauges, by snake_case name; cheap enough to be asked for at every scrape."""
+        ...
+
+
+class Source(Running, Protocol):
+    """Moves one resolver's output to a judge: it frames bytes and decides nothing about them."""
+
+
+class Judge(Protocol):
+    """Turns one source's frames into answers with evidence, or refusals (trust rules 2 and 3). Pure: no I/O, no clock."""
+
+    def feed(self, frame: bytes, now: float) -> Sequence[Verdict]:
+        """Take one frame (a dnstap payload, or a DNS message), received at `now`; give what that decides.
+
+        Verdicts may concern earlier frames. Never raises for bad bytes: they become refusals.
+        """
+        ...
+
+    def expire(self, now: float) -> Sequence[Verdict]:
+        """Give up what waited longer than its window; to be called about once a second."""
+        ...
+
+
+class Codec(Protocol):
+    """Answers to authenticated bytes and back. Pure: `now` is an argument."""
+
+    def encode(self, answers: Sequence[Answer], now: float) -> tuple[list[bytes], list[Refusal]]:
+        """Compose, age and authenticate. Gives the messages to send, and a reason for each answer it had to leave out."""
+        ...
+
+    def decode(self, data: bytes, sender: Sender, now: float) -> Sequence[Answer] | Refusal:
+        """Authenticate, refuse replays, check the form. Gives the aged answers with origin and evidence, or a reason."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransportSettings:
+    """What a transport is told of its configuration. Built-in and third-party transports get the same."""
+
+    name: str
+    """Its name in the configuration."""
+    node: str
+    cluster: str
+    listen: str | None = None
+    """`HOST:PORT` to receive on, or None to send only."""
+    peers: tuple[str, ...] = ()
+    """`HOST:PORT` of each peer to send to."""
+    url: str | None = None
+    tls: ssl.SSLContext | None = field(default=None, repr=False)
+    options: Mapping[str, object] = field(default_factory=dict)
+    """Every other key of its configuration, as written."""
+
+
+class Transport(Running, Protocol):
+    """Moves bytes between nodes; knows no DNS. Made by `factory(settings, receive)`, found by entry point."""
+
+    def send(self, data: bytes) -> None:
+        """Send one datagram or envelope to every peer. Never blocks; what cannot be sent is dropped and counted."""
+        ...
+
+    async def flush(self) -> None:
+        """Wait until everything handed to `send` has left this process, or cannot."""
+        ...
+
+
+TransportFactory = Callable[[TransportSettings, Receive], Transport]
+
+
+class Sink(Running, Protocol):
+    """Where received answers go."""
+
+    def offer(self, answer: Answer, now: float) -> None:
+        """Take one answer into a bounded queue. Never blocks; the oldest is dropped and counted when it is full."""
+        ...
