@@ -1,0 +1,69 @@
+"""How the whole test suite runs: seeded property tests, and in CI no skips. Knows nothing of what is tested.
+
+- `FUZZ_EXAMPLES` raises the number of examples of every property test (default 200); then runs are no longer seeded.
+- `SOAK_SECONDS` is how long a test marked `soak` goes on (default 3).
+- `CI=1` (or `true`) turns every skip into a failure that names its reason.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+DEFAULT_EXAMPLES = 200
+"""Enough to meet a grammar's branches in seconds; `make fuzz` runs 100,000."""
+DEFAULT_SOAK_SECONDS = 3.0
+"""Long enough for a leak per message to show in a count; `make soak` runs minutes."""
+
+_examples = os.environ.get("FUZZ_EXAMPLES", "")
+settings.register_profile(
+    "cachebus",
+    max_examples=int(_examples) if _examples else DEFAULT_EXAMPLES,
+    derandomize=not _examples,  # the same examples every time, so that a red run is red for a reason
+    database=None,
+    deadline=None,  # a busy machine is no bug; bounds on work are asserted by counting, not by the clock
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("cachebus")
+
+
+def in_ci() -> bool:
+    """True where a skip is a failure."""
+    return os.environ.get("CI", "").strip().lower() in {"1", "true", "yes"}
+
+
+@pytest.fixture
+def soak_seconds() -> float:
+    """How long a test marked `soak` shall go on, in seconds."""
+    return float(os.environ.get("SOAK_SECONDS", DEFAULT_SOAK_SECONDS))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """In CI a test that skips itself has failed; an expected failure (`xfail`) is not a skip."""
+    report = yield
+    if in_ci() and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {_reason(report.longrepr)}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Iterator[None]:
+    """The same for a module that skips itself while it is imported."""
+    report = yield
+    if in_ci() and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {_reason(report.longrepr)}"
+    return report
+
+
+def _reason(longrepr: object) -> str:
+    """The words of a skip: pytest gives (file, line, reason)."""
+    if isinstance(longrepr, tuple) and len(longrepr) == 3:
+        return str(longrepr[2])
+    return str(longrepr)
