@@ -1,0 +1,113 @@
+"""Unbound as a resolver: its configuration, its control socket. Knows nothing of what it resolves."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.farm.client import Endpoint
+from tests.farm.process import Process
+from tests.servers import find, free_port
+
+CONTROL_TIMEOUT = 10.0
+"""Seconds for one unbound-control command."""
+
+
+class Unbound(Process):
+    """One Unbound on a loopback port.
+
+    `stubs` says which address is authoritative for which zone; point them at a closed port for a resolver whose
+    upstreams are dead. `anchors` are DS or DNSKEY records; without any, nothing is validated. `server` holds further
+    lines for the `server:` clause, `extra` whole clauses.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        name: str = "unbound",
+        host: str = "127.0.0.1",
+        stubs: Mapping[str, Endpoint] | None = None,
+        anchors: Sequence[str] = (),
+        dnstap: Path | None = None,
+        server: Sequence[str] = (),
+        extra: Sequence[str] = (),
+    ) -> None:
+        super().__init__(directory, name)
+        self.endpoint = Endpoint(host, free_port(host))
+        self.control_path = self.directory / "ctl"
+        self.stubs = dict(stubs or {})
+        self.anchors = list(anchors)
+        self.dnstap = dnstap
+        self.server = list(server)
+        self.extra = list(extra)
+
+    def prepare(self) -> None:
+        (self.directory / "unbound.conf").write_text("\n".join([*self._server(), *self._clauses(), ""]))
+
+    def _server(self) -> list[str]:
+        lines = [
+            "server:",
+            f"  interface: {self.endpoint.host}@{self.endpoint.port}",
+            f'  directory: "{self.directory}"\n  pidfile: "{self.directory}/pid"\n  chroot: ""\n  username: ""',
+            '  use-syslog: no\n  logfile: ""\n  verbosity: 1\n  log-servfail: yes\n  val-log-level: 2',
+            "  do-daemonize: no\n  num-threads: 1\n  do-not-query-localhost: no",
+            "  access-control: 127.0.0.0/8 allow_snoop\n  access-control: ::1/128 allow_snoop",
+            '  local-zone: "test." nodefault\n  local-zone: "2.0.192.in-addr.arpa." nodefault',
+            "  msg-cache-size: 8m\n  rrset-cache-size: 16m\n  minimal-responses: yes\n  unwanted-reply-threshold: 0",
+        ]
+        lines += [f'  trust-anchor: "{anchor}"' for anchor in self.anchors]
+        if not any(line.strip().startswith("module-config") for line in self.server):
+            lines.append(f'  module-config: "{"validator " if self.anchors else ""}iterator"')
+        return [*lines, *(f"  {line}" for line in self.server)]
+
+    def _clauses(self) -> list[str]:
+        lines = [
+            "remote-control:\n  control-enable: yes\n  control-use-cert: no",
+            f'  control-interface: "{self.control_path}"',
+        ]
+        for zone, endpoint in self.stubs.items():
+            lines.append(f'stub-zone:\n  name: "{zone}"\n  stub-addr: {endpoint.host}@{endpoint.port}')
+        if self.dnstap:
+            lines += [
+                f'dnstap:\n  dnstap-enable: yes\n  dnstap-socket-path: "{self.dnstap}"\n  dnstap-bidirectional: yes',
+                "  dnstap-log-resolver-query-messages: yes\n  dnstap-log-resolver-response-messages: yes",
+                "  dnstap-log-client-query-messages: yes\n  dnstap-log-client-response-messages: yes",
+                "  dnstap-log-forwarder-query-messages: yes\n  dnstap-log-forwarder-response-messages: yes",
+            ]
+        return [*lines, *self.extra]
+
+    def command(self) -> Sequence[str]:
+        return ["unbound", "-d", "-p", "-c", str(self.directory / "unbound.conf")]
+
+    def is_ready(self) -> bool:
+        return self._control("status").returncode == 0
+
+    def _control(self, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+        program = find("unbound-control")
+        assert program, "unbound-control is not installed"
+        return subprocess.run(
+            [program, "-c", str(self.directory / "unbound.conf"), *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=CONTROL_TIMEOUT,
+        )
+
+    def control(self, *arguments: str, text: str = "") -> str:
+        """Output of an unbound-control command (`text` goes to its standard input); AssertionError when it fails."""
+        done = self._control(*arguments, text=text)
+        assert done.returncode == 0, f"unbound-control {' '.join(arguments)}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def flush(self) -> None:
+        """Forget everything: as after a restart, without one."""
+        self.control("flush_zone", ".")
+        self.control("flush_infra", "all")
+
+    def statistics(self) -> dict[str, float]:
+        """Counters since the start, e.g. `total.num.queries`, `total.num.recursivereplies`."""
+        lines = self.control("stats_noreset").splitlines()
+        return {key: float(value) for key, _, value in (line.partition("=") for line in lines)}

@@ -1,0 +1,59 @@
+"""The farm itself: every server serves, resolves and logs what the scenarios build on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import dns.flags
+import pytest
+
+from tests.farm.authoritative import Knot, Nsd
+from tests.farm.client import ask_all, data, signatures
+from tests.farm.unbound import Unbound
+from tests.farm.zones import Zones, make_zones
+from tests.servers import require
+
+pytestmark = pytest.mark.interop
+
+
+@pytest.fixture(scope="module")
+def zones(tmp_path_factory: pytest.TempPathFactory) -> Zones:
+    return make_zones(tmp_path_factory.mktemp("zones"))
+
+
+@pytest.fixture(scope="module")
+def nsd(tmp_path_factory: pytest.TempPathFactory, zones: Zones) -> Iterator[Nsd]:
+    require("nsd")
+    with Nsd(tmp_path_factory.mktemp("f"), zones.files) as server:
+        yield server
+
+
+def test_there_are_200_questions_of_all_common_types(zones: Zones) -> None:
+    assert len(set(zones.questions)) >= 200
+    assert {"A", "AAAA", "MX", "TXT", "SRV", "HTTPS", "PTR"} <= {question.type for question in zones.questions}
+    assert sum(question.secure for question in zones.questions) >= 30
+
+
+def test_nsd_and_knot_serve_the_same(tmp_path: Path, zones: Zones, nsd: Nsd) -> None:
+    require("knot")
+    with Knot(tmp_path, zones.files) as knot:
+        ours = ask_all(nsd.endpoint, zones.questions, recurse=False)
+        theirs = ask_all(knot.endpoint, zones.questions, recurse=False)
+    assert len(ours) == len(theirs) == len(set(zones.questions))
+    for question in zones.questions:
+        assert data(theirs[question]), question
+        assert data(theirs[question]) <= data(ours[question]), question  # NSD also follows a CNAME into its other zones
+
+
+def test_unbound_resolves_every_name(tmp_path: Path, zones: Zones, nsd: Nsd) -> None:
+    require("unbound")
+    stubs = dict.fromkeys(zones.names, nsd.endpoint)
+    with Unbound(tmp_path, stubs=stubs, anchors=[zones.anchor]) as resolver:
+        answers = ask_all(resolver.endpoint, zones.questions)
+    assert len(answers) == len(set(zones.questions))
+    for question in zones.questions:
+        assert answers[question].rcode() == 0, question
+        assert data(answers[question]), question
+        assert bool(answers[question].flags & dns.flags.AD) == question.secure, question
+        assert bool(signatures(answers[question])) == question.secure, question
