@@ -1,0 +1,1 @@
+"""YAML to checked, frozen models; every error carries file, line, column and the key's path."""
