@@ -1,0 +1,273 @@
+"""Unbound's control channel (`unbound-control`'s own protocol): one connection, one command, one reply.
+
+Decides how a request is framed, authenticated and bounded in time and size. Knows nothing of what the commands mean for
+a cache. Unbound serves this channel in a worker thread with blocking reads: while a request is half written that thread
+answers nobody. So a request leaves in one piece, and over TLS together with the end of the handshake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cachebus.errors import ConfigError, ResolverError
+
+MAGIC = b"UBCT1 "
+"""Protocol and version, the same since Unbound 1.4."""
+COMMAND_TIMEOUT = 5.0
+"""Seconds for a whole command, connecting included. Unbound answers in milliseconds; a thread that is busy for longer
+is a resolver that is in trouble of its own."""
+MAX_REPLY = 65_536
+"""Bytes of a reply. `load_cache` and `status` need 200; nothing here asks for a list."""
+SEND_BUFFER = 262_144
+"""Bytes asked of the kernel for sending (it may grant less), so that a request leaves this process at once and Unbound
+never waits for us, even when we are stopped in the middle."""
+READ_SIZE = 16_384
+"""Bytes per read: the size of a TLS record (RFC 8446 section 5.1)."""
+SERVER_NAME = "unbound"
+"""The name that unbound-control-setup gives the server's certificate; a client's is named unbound-control."""
+
+_UNIX = "unix:"
+
+
+class CommandRefused(ResolverError):  # noqa: N818 - named as its siblings in errors.py
+    """Raised when the resolver answers "error", or closes the connection instead of answering."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlTls:
+    """The three files of unbound-control-setup that a client needs, by the names of unbound.conf(5)."""
+
+    server_cert: Path
+    """`server-cert-file`: the server is who shows exactly this certificate."""
+    key: Path
+    """`control-key-file`."""
+    cert: Path
+    """`control-cert-file`."""
+
+
+class ControlChannel:
+    """Sends commands to one Unbound. Holds no connection between them: Unbound closes after each reply."""
+
+    def __init__(self, control: str, tls: ControlTls | None = None, *, timeout: float = COMMAND_TIMEOUT) -> None:
+        """`control`: `unix:/path`, or `ADDRESS:PORT` with `tls`. Raises `ConfigError`, also for unreadable files."""
+        self._text = control
+        self._timeout = timeout
+        self._family, self._address = _parse(control)
+        self._context: ssl.SSLContext | None = None
+        self._pin = b""
+        if self._family == socket.AF_UNIX:
+            if tls is not None:
+                raise ConfigError(f"{control}: a unix socket takes no TLS")
+        elif tls is None:
+            raise ConfigError(f"{control}: TCP needs TLS: server_cert, key and cert of unbound-control-setup")
+        else:
+            self._context, self._pin = _context(tls)
+
+    def __repr__(self) -> str:
+        return f"ControlChannel({self._text!r})"
+
+    async def load(self, dump: bytes) -> None:
+        """`load_cache` of a dump that ends in its EOF line.
+
+        Raises `CommandRefused` when Unbound could not parse a line: what came before that line is in its RRset cache,
+        everything after is lost. Raises `ResolverError` when the channel does not work.
+        """
+        reply = await self.command("load_cache", dump)
+        if reply.strip() != b"ok":
+            raise CommandRefused(f"{self._text}: the resolver does not say ok to load_cache but {_quote(reply)}")
+
+    async def uptime(self) -> int:
+        """Seconds since Unbound was started; `reload` does not set it back. Raises `ResolverError`."""
+        reply = await self.command("status")
+        for line in reply.splitlines():
+            key, _, value = line.partition(b":")
+            number = value.split()[:1]
+            if key == b"uptime" and number and number[0].isdigit() and len(number[0]) < 12:
+                return int(number[0])
+        raise ResolverError(f"{self._text}: no uptime in the resolver's status")
+
+    async def command(self, text: str, body: bytes = b"") -> bytes:
+        """Send one command line and what belongs to it, and give the whole reply.
+
+        Raises `CommandRefused` for an empty reply or one that begins with "error", else `ResolverError` when the
+        channel cannot be opened or read, when it takes longer than the timeout, or the reply is beyond `MAX_REPLY`.
+        """
+        request = MAGIC + text.encode("ascii") + b"\n" + body
+        try:
+            async with asyncio.timeout(self._timeout):
+                with self._socket() as link:
+                    await self._connect(link)
+                    if self._context is None:
+                        reply = await _exchange(link, request)
+                    else:
+                        reply = await _exchange_tls(link, request, self._context, self._pin)
+        except ConnectionError as error:
+            kind = ResolverError if isinstance(error, ConnectionRefusedError) else CommandRefused
+            raise kind(f"{self._text}: {text}: {_reason(error)}") from error
+        except (OSError, ValueError) as error:  # TimeoutError and every ssl error among them
+            raise ResolverError(f"{self._text}: {text}: {_reason(error)}") from error
+        if not reply:
+            raise CommandRefused(f"{self._text}: {text}: the resolver closed the connection without an answer")
+        if reply.startswith(b"error"):
+            raise CommandRefused(f"{self._text}: {text}: {_quote(reply)}")
+        return reply
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[Watch]:
+        """A connection that asks nothing: Unbound closes it when it ends or reloads, so its end tells of both.
+
+        Over TCP no handshake is begun, because after one Unbound's thread waits for the command.
+        Raises `ResolverError` when it cannot be opened.
+        """
+        with self._socket() as link:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._connect(link)
+            except OSError as error:
+                raise ResolverError(f"{self._text}: {_reason(error)}") from error
+            yield Watch(link)
+
+    def _socket(self) -> socket.socket:
+        link = socket.socket(self._family, socket.SOCK_STREAM)
+        link.settimeout(0)
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        return link
+
+    async def _connect(self, link: socket.socket) -> None:
+        await asyncio.get_running_loop().sock_connect(link, self._address)
+
+
+class Watch:
+    """An idle control connection."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+
+    async def ends_within(self, seconds: float) -> bool:
+        """Whether the resolver closes it within that time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.get_running_loop().sock_recv(self._link, 1)
+        except TimeoutError:
+            return False
+        except OSError:
+            return True
+        return True
+
+
+def _parse(control: str) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
+    if control.startswith(_UNIX):
+        path = control.removeprefix(_UNIX)
+        if not path.startswith("/"):
+            raise ConfigError(f"{control}: the path of a unix socket begins with /")
+        return socket.AF_UNIX, path
+    host, colon, port = control.rpartition(":")
+    wrong = ConfigError(f"{control}: neither unix:/path nor ADDRESS:PORT")
+    if not (colon and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
+        raise wrong
+    try:
+        # Numeric only: looking up a name here would ask the resolver that is to be filled.
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError as error:
+        raise wrong from error
+    return (socket.AF_INET6 if address.version == 6 else socket.AF_INET), (str(address), int(port))
+
+
+def _context(tls: ControlTls) -> tuple[ssl.SSLContext, bytes]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # In TLS 1.2 the server's last flight comes after ours: Unbound's thread would wait a round trip for the command.
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # The name proves nothing next to the pinned certificate, and older set-ups have no subjectAltName.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        pem = tls.server_cert.read_text(encoding="ascii")
+        pin = ssl.PEM_cert_to_DER_cert(pem[pem.index(ssl.PEM_HEADER) :][: _pem_length(pem)])
+        context.load_verify_locations(cadata=pin)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{tls.server_cert}: cannot be used as a certificate: {_reason(error)}") from error
+    try:
+        context.load_cert_chain(tls.cert, tls.key, password=_no_password)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{tls.cert} with {tls.key}: cannot be used: {_reason(error)}") from error
+    return context, pin
+
+
+def _pem_length(pem: str) -> int:
+    start = pem.index(ssl.PEM_HEADER)
+    return pem.index(ssl.PEM_FOOTER, start) + len(ssl.PEM_FOOTER) - start
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted")  # else OpenSSL asks on the terminal
+
+
+async def _exchange(link: socket.socket, request: bytes) -> bytes:
+    loop = asyncio.get_running_loop()
+    reply = bytearray()
+    await loop.sock_sendall(link, request)
+    while data := await loop.sock_recv(link, READ_SIZE):
+        reply += data
+        if len(reply) > MAX_REPLY:
+            raise ValueError("the reply is too long")
+    return bytes(reply)
+
+
+async def _exchange_tls(link: socket.socket, request: bytes, context: ssl.SSLContext, pin: bytes) -> bytes:
+    loop = asyncio.get_running_loop()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname=SERVER_NAME)
+    while True:
+        try:
+            tls.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            await loop.sock_sendall(link, outgoing.read())
+            _feed(incoming, await loop.sock_recv(link, READ_SIZE))
+    # A client's certificate is signed by the server's: only the pin keeps one client from posing as the server.
+    if tls.getpeercert(binary_form=True) != pin:
+        raise ValueError("the server shows another certificate than server_cert")
+    tls.write(request)
+    await loop.sock_sendall(link, outgoing.read())
+    reply = bytearray()
+    while True:
+        try:
+            data = tls.read(READ_SIZE)
+        except ssl.SSLWantReadError:
+            _feed(incoming, await loop.sock_recv(link, READ_SIZE))
+            continue
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            break
+        if not data:
+            break
+        reply += data
+        if len(reply) > MAX_REPLY:
+            raise ValueError("the reply is too long")
+    return bytes(reply)
+
+
+def _feed(incoming: ssl.MemoryBIO, data: bytes) -> None:
+    if data:
+        incoming.write(data)
+    else:
+        incoming.write_eof()
+
+
+def _quote(reply: bytes) -> str:
+    return repr(reply[:120].decode("ascii", "replace").strip())
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in words; never a file's content."""
+    if isinstance(error, TimeoutError) and not error.strerror:
+        return "no answer in time"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
