@@ -128,6 +128,8 @@ def parse(wire: bytes) -> Message:
             qtype, qclass = _TYPE_CLASS.unpack_from(wire, position)
         position += 4
     question = wire[HEADER_LENGTH:position]
+    # Compression pointers lead into the question, so a resolver's 0x20 case would reach RDATA through it.
+    wire = wire[:HEADER_LENGTH] + question.lower() + wire[position:] if questions == 1 else wire
     sections = []
     reader = _Reader(wire, end)
     for count in counts:
