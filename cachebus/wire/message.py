@@ -372,7 +372,7 @@ class Composer:
         packed = rrset.rrs + rrset.sigs if sigs else rrset.rrs
         owner = self._owner(rrset.owner)
         ttl_bytes = ttl.to_bytes(4, "big")
-        pieces = []
+        pieces: list[bytes] = []
         position, end, count = 2, len(packed), 0
         while position < end:
             after = position + 10 + (packed[position + 8] << 8 | packed[position + 9])

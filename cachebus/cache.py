@@ -1,0 +1,506 @@
+"""The node's one cache of RRsets: ranked, TTL-true, bounded, with the provenance of every RRset.
+
+Decides which of two RRsets stays (trust rules 6.7) and what a question finds. Knows no message, no socket, no clock:
+`now` is seconds since the epoch. TTL clocks are wall clocks.
+
+An entry is one `bytes` value under one `bytes` key: a million of them are a third of the size of tuples and invisible
+to the garbage collector, and storing one costs no more than packing a header. It is expanded when somebody asks.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from enum import IntEnum
+from typing import NamedTuple
+
+from cachebus.answer import Answer, Evidence, Refusal, RRset
+from cachebus.wire import rrtypes
+from cachebus.wire.message import NOERROR, NXDOMAIN, canonical_set, cname_target, pack, records, rrsig_fields
+from cachebus.wire.name import ancestors
+
+MAX_ENTRIES = 1_000_000
+"""RRsets; about 250 MB with ordinary answers."""
+MAX_BYTES = 512 * 1024 * 1024
+MAX_NEGATIVE_TTL = 3600
+"""Seconds a negative answer is kept at most (RFC 2308 section 5 recommends one to three hours)."""
+MAX_CHAIN = 11
+"""CNAMEs followed for one question, as the validator's limit."""
+MAX_FLUSHES = 10_000
+"""Names whose last flush is remembered, each for `FLUSH_MEMORY`."""
+FLUSH_MEMORY = 600
+"""Seconds: nothing older than twice the largest fudge is accepted from the bus."""
+MAX_SOURCES = 60_000
+"""Different (origin, transport, signer) that provenance tells apart; further ones are shown as unknown."""
+SPREAD = 0.1
+"""Part of a TTL by which bus data is shortened at most, so that a cluster's copies do not all expire at once."""
+
+_ENTRY_OVERHEAD = 160
+"""Bytes counted per entry beside key and value bytes: two objects' headers and the dict's share."""
+_SHARDS = 256
+"""A dict of 4,000 entries resizes, and is swept, in well under a millisecond; one of a million stalls for 30 ms."""
+_SMALL = 8192
+"""Caches bounded below this many entries need no shards, and would evict unevenly with them."""
+
+_HEADER = struct.Struct("!QQQBBHH")
+_EXPIRES = struct.Struct("!Q")
+_HEADER_SIZE = _HEADER.size
+_NEGATIVE = 0x01
+_VALIDATING = 0x02
+_LOCAL = 0x04
+
+
+class Rank(IntEnum):
+    """What replaces what (trust rules 6.7), lowest first."""
+
+    BUS_AUTHORITATIVE = 1
+    BUS_CONFIRMED = 2
+    LOCAL = 3
+    BUS_VALIDATED = 4
+    LOCAL_VALIDATED = 5
+
+
+_BUS_RANK = {
+    Evidence.AUTHORITATIVE: 1,
+    Evidence.CONFIRMED: 2,
+    Evidence.VALIDATED: 4,
+}
+_LOCAL_RANK = {Evidence.AUTHORITATIVE: 3, Evidence.CONFIRMED: 3, Evidence.VALIDATED: 5}
+
+
+class Cached(NamedTuple):
+    """One RRset as the cache holds it, with its provenance."""
+
+    rrset: RRset
+    """Its `ttl` is what is left, in seconds."""
+    evidence: Evidence
+    rank: Rank
+    local: bool
+    negative: bool
+    """NODATA or NXDOMAIN, learned locally; `rrset` is then the SOA, or empty."""
+    validating: bool
+    origin: str
+    transport: str
+    signer: str
+    learned: float
+    received: float
+    expires: float
+
+
+class Lookup(NamedTuple):
+    """What the cache knows about a question."""
+
+    rcode: int
+    chain: tuple[Cached, ...]
+    """The RRsets in order, CNAMEs first; the answer last where `complete`."""
+    complete: bool
+    """The chain ends in an answer, or in a negative one."""
+    target: bytes
+    """The name where an incomplete chain goes on; else the owner of the last RRset."""
+    soa: RRset | None = None
+    """For a negative end, where it is known."""
+
+
+class _Shard:
+    """Two generations: what is used moves to the young one; when that is full, the old one is given up whole."""
+
+    __slots__ = ("old", "old_bytes", "young", "young_bytes")
+
+    def __init__(self) -> None:
+        self.young: dict[bytes, bytes] = {}
+        self.old: dict[bytes, bytes] = {}
+        self.young_bytes = 0
+        self.old_bytes = 0
+
+
+class Cache:
+    """See the module. Not thread-safe: it belongs to the event loop."""
+
+    def __init__(self, node: str, *, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES) -> None:
+        shards = _SHARDS if max_entries >= _SMALL else 1
+        self._node = node
+        self._seed = zlib.crc32(node.encode())
+        self._shards = tuple(_Shard() for _ in range(shards))
+        self._mask = shards - 1
+        self._generation_entries = max(1, max_entries // shards // 2)
+        self._generation_bytes = max(1, max_bytes // shards // 2)
+        self._sources: dict[tuple[str, str, str], int] = {("unknown", "", ""): 0}
+        self._source_list: list[tuple[str, str, str]] = [("unknown", "", "")]
+        self._flushes: dict[bytes, tuple[int, bool]] = {}
+        self._flushed_all = 0
+        self._negatives = False
+        self._dnames = False
+        self._next_sweep = 0
+        self.generation = 0
+        """Raised by every flush, so that work begun before it can see that it is late."""
+        self.hits = self.misses = self.stored = self.renewed = self.evicted = self.expired = 0
+
+    # What comes in
+
+    def put(self, answer: Answer, now: float) -> Refusal | None:
+        """Merge each RRset of an answer; local data is what came by no transport.
+
+        None when at least one was stored or renewed, else why the last one was not.
+        """
+        refusal: Refusal | None = None
+        stored = False
+        for rrset in answer.rrsets:
+            outcome = self._put_rrset(rrset, answer, now)
+            if outcome is None:
+                stored = True
+            else:
+                refusal = outcome
+        return None if stored else refusal
+
+    def _put_rrset(self, rrset: RRset, answer: Answer, now: float) -> Refusal | None:
+        owner, rrtype, ttl, rrs, sigs = rrset
+        key = owner + rrtype.to_bytes(2, "big")
+        learned_ms = int(answer.learned * 1000)
+        local = not answer.transport
+        if local:
+            rank = _LOCAL_RANK[answer.evidence]
+            life = ttl * 1000
+        else:
+            rank = _BUS_RANK[answer.evidence]
+            # A hash of node and name takes up to a tenth off, so that the nodes' copies expire one after the other and
+            # the first to ask again refreshes them all.
+            life = ttl * (1000 - (zlib.crc32(owner, self._seed) % 1000) // 10)
+        now_ms = int(now * 1000)
+        expires_ms = learned_ms + life
+        if expires_ms <= now_ms:
+            return Refusal.EXPIRED
+        if learned_ms <= self._flushed_all or (self._flushes and self._was_flushed(owner, learned_ms)):
+            return Refusal.FLUSHED
+        shard = self._shards[hash(key) & self._mask]
+        old = shard.young.get(key) or shard.old.get(key)
+        if old is not None and old[:8] > now_ms.to_bytes(8, "big"):
+            settled, refusal = self._settle(old, rank, rrset, learned_ms, expires_ms, shard, key)
+            if settled:
+                return refusal
+        if self._negatives and not local and self._live(owner + b"\0\0", now_ms):
+            return Refusal.LOCAL_DATA_LIVE
+        if rrtype == rrtypes.DNAME:
+            self._dnames = True
+        flags = (_LOCAL if local else 0) | (_VALIDATING if answer.validating else 0)
+        source = self._source(answer.origin, answer.transport, answer.signer)
+        value = _HEADER.pack(expires_ms, learned_ms, now_ms, rank, flags | answer.evidence << 4, source, len(sigs))
+        self._store(shard, key, value + rrs + sigs)
+        self.stored += 1
+        return None
+
+    def _settle(
+        self, old: bytes, rank: int, rrset: RRset, learned_ms: int, expires_ms: int, shard: _Shard, key: bytes
+    ) -> tuple[bool, Refusal | None]:
+        """(whether a live entry decides the matter, and how): False leaves the newcomer to replace it."""
+        old_expires, old_learned, _, old_rank, old_flags, _, sigs_length = _HEADER.unpack_from(old)
+        old_local = old_flags & _LOCAL
+        if old_flags & _NEGATIVE:
+            # A live negative answer of the local resolver outlives every fill, not only lower ranks.
+            return rank not in (Rank.LOCAL, Rank.LOCAL_VALIDATED), Refusal.LOCAL_DATA_LIVE
+        if rank > old_rank:
+            return False, None
+        if rank == old_rank and (old_local or learned_ms > old_learned):
+            return learned_ms < old_learned, Refusal.BETTER_KNOWN
+        if expires_ms > old_expires and _same_records(old, sigs_length, rrset):
+            expires_ms = _cap_by_signatures(old, sigs_length, expires_ms)
+            if expires_ms > old_expires:
+                self._store(shard, key, _EXPIRES.pack(expires_ms) + old[8:])
+                self.renewed += 1
+                return True, None
+        return True, Refusal.LOCAL_DATA_LIVE if old_local else Refusal.BETTER_KNOWN
+
+    def put_negative(
+        self, qname: bytes, qtype: int, rcode: int, soa: RRset | None, ttl: int, now: float, origin: str
+    ) -> Refusal | None:
+        """Keep what the local resolver found not to exist: NODATA for `qtype`, or NXDOMAIN. `ttl` in seconds."""
+        nxdomain = rcode == NXDOMAIN
+        key = qname + (b"\0\0" if nxdomain else qtype.to_bytes(2, "big"))
+        now_ms = int(now * 1000)
+        expires_ms = now_ms + min(ttl, MAX_NEGATIVE_TTL) * 1000
+        if expires_ms <= now_ms:
+            return Refusal.TTL_ZERO
+        shard = self._shards[hash(key) & self._mask]
+        old = shard.young.get(key) or shard.old.get(key)
+        if old is not None and old[:8] > now_ms.to_bytes(8, "big") and old[24] > Rank.LOCAL and not old[25] & _NEGATIVE:
+            return Refusal.BETTER_KNOWN
+        self._negatives = True
+        body = b"" if soa is None else len(soa.owner).to_bytes(1, "big") + soa.owner + soa.rrs
+        flags = _LOCAL | _NEGATIVE | Evidence.AUTHORITATIVE << 4
+        header = _HEADER.pack(expires_ms, now_ms, now_ms, Rank.LOCAL, flags, self._source(origin, "", ""), 0)
+        self._store(shard, key, header + body)
+        return None
+
+    def _store(self, shard: _Shard, key: bytes, value: bytes) -> None:
+        size = len(key) + len(value) + _ENTRY_OVERHEAD
+        previous = shard.young.get(key)
+        if previous is None:
+            gone = shard.old.pop(key, None)
+            if gone is not None:
+                shard.old_bytes -= len(key) + len(gone) + _ENTRY_OVERHEAD
+            if len(shard.young) >= self._generation_entries or shard.young_bytes + size > self._generation_bytes:
+                self.evicted += len(shard.old)
+                shard.old, shard.old_bytes = shard.young, shard.young_bytes
+                shard.young, shard.young_bytes = {}, 0
+            shard.young_bytes += size
+        else:
+            shard.young_bytes += len(value) - len(previous)
+        shard.young[key] = value
+
+    def _source(self, origin: str, transport: str, signer: str) -> int:
+        source = (origin, transport, signer)
+        number = self._sources.get(source)
+        if number is None:
+            if len(self._source_list) >= MAX_SOURCES:
+                return 0
+            number = self._sources[source] = len(self._source_list)
+            self._source_list.append(source)
+        return number
+
+    # What goes out
+
+    def get(self, owner: bytes, rrtype: int, now: float) -> Cached | None:
+        """The live RRset of this owner (lower-case wire) and type, or None. Negative entries are given too."""
+        value = self._live(owner + rrtype.to_bytes(2, "big"), int(now * 1000))
+        if value is None:
+            return None
+        return self._expand(owner, rrtype, value, now)
+
+    def resolve(self, qname: bytes, qtype: int, now: float) -> Lookup | None:
+        """Everything known about a question: CNAMEs, and DNAMEs above, followed. None when nothing is."""
+        chain: list[Cached] = []
+        name = qname
+        for _ in range(MAX_CHAIN + 1):
+            found = self.get(name, qtype, now)
+            if found is None and self._negatives:
+                found = self.get(name, 0, now)
+                if found is not None:
+                    self.hits += 1
+                    return Lookup(NXDOMAIN, tuple(chain), True, name, found.rrset if found.rrset.rrs else None)
+            if found is not None:
+                self.hits += 1
+                if found.negative:
+                    return Lookup(NOERROR, tuple(chain), True, name, found.rrset if found.rrset.rrs else None)
+                return Lookup(NOERROR, (*chain, found), True, name)
+            links = self._links(name, now)
+            if not links:
+                break
+            chain.extend(links)
+            name = cname_target(links[-1].rrset)
+        self.misses += 1
+        return Lookup(NOERROR, tuple(chain), False, name) if chain else None
+
+    def _links(self, name: bytes, now: float) -> tuple[Cached, ...]:
+        """The CNAME at `name`, and the DNAME that yields it where one is known."""
+        if self._dnames:
+            for above in ancestors(name):
+                dname = None if above == name else self.get(above, rrtypes.DNAME, now)
+                if dname is not None and not dname.negative:
+                    target = name[: len(name) - len(above)] + cname_target(dname.rrset)
+                    if len(target) > 255:
+                        return ()
+                    ttl = dname.rrset.ttl
+                    cname = RRset(name, rrtypes.CNAME, ttl, pack(rrtypes.CNAME, ttl, (target,)))
+                    return dname, dname._replace(rrset=cname)
+        cname_entry = self.get(name, rrtypes.CNAME, now)
+        return () if cname_entry is None or cname_entry.negative else (cname_entry,)
+
+    def _live(self, key: bytes, now_ms: int) -> bytes | None:
+        shard = self._shards[hash(key) & self._mask]
+        value = shard.young.get(key)
+        if value is None:
+            value = shard.old.get(key)
+            if value is None or value[:8] <= now_ms.to_bytes(8, "big"):
+                return None
+            self._store(shard, key, value)
+            return value
+        return value if value[:8] > now_ms.to_bytes(8, "big") else None
+
+    def _expand(self, owner: bytes, rrtype: int, value: bytes, now: float) -> Cached:
+        expires_ms, learned_ms, received_ms, rank, flags, source, sigs_length = _HEADER.unpack_from(value)
+        ttl = max(0, int(expires_ms / 1000 - now))
+        negative = bool(flags & _NEGATIVE)
+        if negative:
+            size = value[_HEADER_SIZE] if len(value) > _HEADER_SIZE else 0
+            soa_at = _HEADER_SIZE + 1 + size
+            rrset = RRset(value[_HEADER_SIZE + 1 : soa_at], rrtypes.SOA, ttl, value[soa_at:])
+        else:
+            split = len(value) - sigs_length
+            rrset = RRset(owner, rrtype, ttl, value[_HEADER_SIZE:split], value[split:])
+        origin, transport, signer = self._source_list[source]
+        return Cached(
+            rrset, Evidence(flags >> 4), Rank(rank), bool(flags & _LOCAL), negative, bool(flags & _VALIDATING),
+            origin, transport, signer, learned_ms / 1000, received_ms / 1000, expires_ms / 1000,
+        )  # fmt: skip
+
+    def answers(self, now: float, *, bus_only: bool = True) -> Iterator[Answer]:
+        """What is held, each RRset as an answer of its own, the lately used first. Meant for refilling a sink.
+
+        The cache may change while this is read: each shard is copied as its turn comes.
+        """
+        now_bytes = int(now * 1000).to_bytes(8, "big")
+        for generation in ("young", "old"):
+            for shard in self._shards:
+                for key, value in list(getattr(shard, generation).items()):
+                    if value[:8] <= now_bytes or value[25] & _NEGATIVE or (bus_only and value[25] & _LOCAL):
+                        continue
+                    owner, rrtype = key[:-2], int.from_bytes(key[-2:], "big")
+                    cached = self._expand(owner, rrtype, value, now)
+                    yield Answer(
+                        owner, rrtype, (cached.rrset,), cached.evidence, cached.origin, now,
+                        cached.validating, cached.transport, cached.signer,
+                    )  # fmt: skip
+
+    # What is taken out
+
+    def flush(self, name: bytes, now: float, *, subtree: bool = False) -> int:
+        """Forget a name, or it and everything below; what was learned before `now` is not taken in again either.
+
+        Gives the number of entries removed.
+        """
+        self.generation += 1
+        now_ms = int(now * 1000)
+        self._forget_flushes(now_ms)
+        self._flushes[name] = (now_ms, subtree or (name in self._flushes and self._flushes[name][1]))
+        return self._remove(lambda key: key[:-2] == name or (subtree and _below(key[:-2], name)))
+
+    def flush_all(self, now: float) -> int:
+        """Forget everything, and what is still on its way."""
+        self.generation += 1
+        self._flushed_all = int(now * 1000)
+        self._flushes.clear()
+        return self._remove(lambda key: True)
+
+    def flush_key_tag(self, signer: bytes, key_tag: int, now: float) -> int:
+        """Forget every RRset that an RRSIG by this key covers, and refuse what was learned of them before `now`."""
+        condemned = set()
+        for shard in self._shards:
+            for entries in (shard.young, shard.old):
+                for key, value in entries.items():
+                    if key_tags_of(value_signatures(value), signer) & {key_tag}:
+                        condemned.add(key)
+        for owner in {key[:-2] for key in condemned}:
+            self._forget_flushes(int(now * 1000))
+            self._flushes.setdefault(owner, (int(now * 1000), False))
+        self.generation += 1
+        return self._remove(lambda key: key in condemned)
+
+    def _remove(self, doomed: Callable[[bytes], bool]) -> int:
+        removed = 0
+        for shard in self._shards:
+            for entries, field in ((shard.young, "young_bytes"), (shard.old, "old_bytes")):
+                for key in [key for key in entries if doomed(key)]:
+                    size = len(key) + len(entries.pop(key)) + _ENTRY_OVERHEAD
+                    setattr(shard, field, getattr(shard, field) - size)
+                    removed += 1
+        return removed
+
+    def _forget_flushes(self, now_ms: int) -> None:
+        if len(self._flushes) >= MAX_FLUSHES:
+            horizon = now_ms - FLUSH_MEMORY * 1000
+            self._flushes = {name: flush for name, flush in self._flushes.items() if flush[0] > horizon}
+        if len(self._flushes) >= MAX_FLUSHES:
+            # Too many to tell apart: take them all for one flush of everything still on its way.
+            self._flushed_all = now_ms
+            self._flushes.clear()
+
+    def _was_flushed(self, owner: bytes, learned_ms: int) -> bool:
+        for name in ancestors(owner):
+            flush = self._flushes.get(name)
+            if flush is not None and learned_ms <= flush[0] and (flush[1] or name == owner):
+                return True
+        return False
+
+    def sweep(self, now: float, *, shards: int = 4) -> None:
+        """Let go of what has expired in a few shards; called about once a second, it comes round in about a minute."""
+        now_bytes = int(now * 1000).to_bytes(8, "big")
+        for _ in range(min(shards, len(self._shards))):
+            shard = self._shards[self._next_sweep & self._mask]
+            self._next_sweep += 1
+            before = len(shard.young) + len(shard.old)
+            shard.young, shard.young_bytes = _alive(shard.young, now_bytes)
+            shard.old, shard.old_bytes = _alive(shard.old, now_bytes)
+            self.expired += before - len(shard.young) - len(shard.old)
+
+    def statistics(self) -> dict[str, int]:
+        """Plain counters and gauges."""
+        return {
+            "entries": sum(len(shard.young) + len(shard.old) for shard in self._shards),
+            "bytes": sum(shard.young_bytes + shard.old_bytes for shard in self._shards),
+            "hits": self.hits,
+            "misses": self.misses,
+            "stored": self.stored,
+            "renewed": self.renewed,
+            "evicted": self.evicted,
+            "expired": self.expired,
+        }
+
+
+def _alive(entries: dict[bytes, bytes], now_bytes: bytes) -> tuple[dict[bytes, bytes], int]:
+    alive = {key: value for key, value in entries.items() if value[:8] > now_bytes}
+    return alive, sum(map(len, alive)) + sum(map(len, alive.values())) + _ENTRY_OVERHEAD * len(alive)
+
+
+def _below(name: bytes, ancestor: bytes) -> bool:
+    return name.endswith(ancestor) and ancestor in ancestors(name)
+
+
+def _same_records(value: bytes, sigs_length: int, rrset: RRset) -> bool:
+    rrs = value[_HEADER_SIZE : len(value) - sigs_length]
+    if len(rrs) != len(rrset.rrs):
+        return False
+    # One record is the common case: all but its TTL must agree.
+    if rrs[8:] == rrset.rrs[8:] and len(rrs) == 12 + (rrs[10] << 8 | rrs[11]):
+        return True
+    return canonical_set(rrset._replace(rrs=rrs)) == canonical_set(rrset)
+
+
+def value_signatures(value: bytes) -> bytes:
+    """The packed RRSIGs of an entry."""
+    sigs_length = value[_HEADER_SIZE - 2] << 8 | value[_HEADER_SIZE - 1]
+    return value[len(value) - sigs_length :] if sigs_length else b""
+
+
+def key_tags_of(sigs: bytes, signer: bytes) -> set[int]:
+    """Key tags of the packed RRSIGs made by `signer`."""
+    fields = [rrsig_fields(rdata) for _, _, rdata in records(sigs)]
+    return {field.key_tag for field in fields if field.signer == signer}
+
+
+def _cap_by_signatures(value: bytes, sigs_length: int, expires_ms: int) -> int:
+    """No renewal outlives the signatures kept with the data (RFC 4035 section 5.3.3)."""
+    if not sigs_length:
+        return expires_ms
+    ends = (rrsig_fields(rdata).expiration for _, _, rdata in records(value[len(value) - sigs_length :]))
+    # Expirations are 32-bit serial numbers (RFC 4034 section 3.1.5); these were valid when stored, so they are near.
+    epoch = expires_ms // 1000 & ~0xFFFFFFFF
+    return min(expires_ms, *((epoch + end) * 1000 for end in ends))
+
+
+class Holdings:
+    """What the local resolver is known to hold live, positive or negative, from what it told its clients. Bounded."""
+
+    LIMIT = 200_000
+    """Questions remembered in each of two generations; about 25 MB."""
+
+    def __init__(self) -> None:
+        self._young: dict[bytes, float] = {}
+        self._old: dict[bytes, float] = {}
+
+    def hold(self, qname: bytes, qtype: int, expires: float) -> None:
+        """The resolver holds this answer until `expires`; type 0 stands for the whole name (NXDOMAIN)."""
+        if len(self._young) >= self.LIMIT:
+            self._old, self._young = self._young, {}
+        self._young[qname + qtype.to_bytes(2, "big")] = expires
+
+    def holds(self, qname: bytes, qtype: int, now: float) -> bool:
+        """Whether it is known to hold an answer to this question at `now`."""
+        for key in (qname + qtype.to_bytes(2, "big"), qname + b"\0\0"):
+            expires = self._young.get(key) or self._old.get(key)
+            if expires is not None and expires > now:
+                return True
+        return False
+
+    def clear(self) -> None:
+        """The resolver has lost its cache."""
+        self._young, self._old = {}, {}
