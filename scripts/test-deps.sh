@@ -19,7 +19,6 @@ kzonesign          knot-dnssecutils
 faketime           faketime
 ip                 iproute2
 nft                nftables
-openssl            openssl
 module:unboundmodule  python3-unbound
 '
 
