@@ -62,9 +62,8 @@ def key_option(command: Command) -> Command:
 
 def socket_options(command: Command) -> Command:
     """Add `--socket` and `-c` to a verb that talks to a running node; see `socket_path`."""
-    command = click.option("--socket", metavar="PATH", help=f"Admin socket of the node; else of -c, or {DEFAULT_SOCKET}.")(
-        command
-    )
+    text = f"Admin socket of the node; without it that of -c, or {DEFAULT_SOCKET}."
+    command = click.option("--socket", metavar="PATH", help=text)(command)
     return config_option(required=False, help="Configuration that names the admin socket.")(command)
 
 

@@ -45,11 +45,14 @@ class KeyMaterial(NamedTuple):
         """Name and algorithm only."""
         return f"KeyMaterial(name={name_to_text(self.name)!r}, algorithm={self.algorithm!r}, secret=<hidden>)"
 
-    __str__ = __repr__
 
+def resolve_key(
+    text: str, *, directory: Path | None = None, environment: Mapping[str, str] | None = None
+) -> KeyMaterial:
+    """Read a key given as `NAME:ALG:BASE64`, `file:PATH` (relative to `directory`) or `env:VAR`.
 
-def resolve_key(text: str, *, directory: Path | None = None, environment: Mapping[str, str] | None = None) -> KeyMaterial:
-    """Read a key given as `NAME:ALG:BASE64`, `file:PATH` (relative to `directory`) or `env:VAR`. Raises `ConfigError`."""
+    Raises `ConfigError`.
+    """
     kind, _, rest = text.partition(":")
     if kind == "file" and not _is_key_text(text):
         return read_key_file((directory or Path()) / rest)

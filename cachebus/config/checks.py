@@ -1,0 +1,331 @@
+"""What ties the configuration's sections together, and to this machine: references, addresses, files, borders.
+
+Each check takes the validated models and reports problems by place. Opens no socket; reads key files only.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import stat
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+from cachebus.config.keyfile import (
+    DIGEST_BYTES,
+    KeyMaterial,
+    decode_secret,
+    parse_key_text,
+    read_key_file,
+    read_variable,
+    reason,
+)
+from cachebus.config.models import (
+    Admin,
+    Config,
+    DnstapSource,
+    FileFormat,
+    FileSource,
+    Key,
+    ResolverFrames,
+    Shim,
+    Source,
+    StreamSource,
+    Transport,
+    UnboundSink,
+    Upstream,
+)
+from cachebus.config.problems import Place, shown, suggest
+from cachebus.config.values import SocketAddress, UnixAddress, parse_address
+from cachebus.errors import ConfigError
+from cachebus.presentation import name_from_text
+
+LATER_TRANSPORTS = frozenset({"multicast", "mqtt", "zeromq", "tcp"})
+"""Types that the contract names and this version does not have yet."""
+NOT_YET = "not available in this version"
+
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_READABLE_BY_OTHERS = stat.S_IRGRP | stat.S_IROTH
+
+
+class Checker:
+    """Checks one configuration. `report` and `warn` are called with a place and a sentence."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        report: Callable[[Place, str], None],
+        warn: Callable[[Place, str], None],
+        directory: Path,
+        environment: Mapping[str, str],
+        transport_types: Collection[str] | None,
+    ) -> None:
+        self._config = config
+        self._report = report
+        self._warn = warn
+        self._directory = directory
+        self._environment = environment
+        self._types = transport_types
+        self._taken: dict[str, Place] = {}
+
+    def run(self, mode: int | None) -> None:
+        """Check everything. `mode` is the configuration file's own, None when it is not a file."""
+        config = self._config
+        self._keys(config.keys, mode)
+        for name, source in config.sources.items():
+            self._source(("sources", name), source)
+        for name, transport in config.transports.items():
+            self._transport(("transports", name), transport)
+        for name, sink in config.sinks.items():
+            if isinstance(sink, UnboundSink):
+                self._unbound(("sinks", name), sink)
+        if config.share.min_ttl > config.share.max_ttl:
+            self._report(("share", "min_ttl"), "is above `max_ttl`: nothing would be shared")
+        if config.shim is not None:
+            self._shim(config.shim)
+        self._admin(config.admin)
+
+    # Keys
+
+    def _keys(self, keys: Mapping[str, Key], mode: int | None) -> None:
+        seen: dict[bytes, str] = {}
+        for text, key in keys.items():
+            place: Place = ("keys", text)
+            if key.evidence > key.max_evidence:
+                self._report((*place, "evidence"), f"is stronger than `max_evidence`, {key.max_evidence.text}")
+            try:
+                name = name_from_text(text)
+            except ValueError:
+                self._report(place, "a key's name must be a domain name, as TSIG carries it")
+                continue
+            if name in seen:
+                self._report(place, f"is the same name as {shown(seen[name])}: TSIG ignores case and final dot")
+            seen[name] = text
+            self._secret(place, key, name, mode)
+
+    def _secret(self, place: Place, key: Key, name: bytes, mode: int | None) -> None:
+        place = (*place, "secret")
+        text = key.secret.get_secret_value().strip()
+        algorithm = key.algorithm.value
+        try:
+            material = self._read_secret(text)
+            secret = decode_secret(text, "it") if material is None else material.secret
+        except ConfigError as error:
+            self._report(place, str(error))
+            return
+        if material is not None and material.name not in (b"", name):
+            self._report(place, "the key there has another name than here")
+        if material is not None and material.algorithm not in ("", algorithm):
+            self._report(place, f"the key there is for {material.algorithm}, not {algorithm}")
+        if material is None and mode is not None and mode & _READABLE_BY_OTHERS:
+            self._warn(place, "a secret in a file that others can read; put it into a key file, or: chmod 600")
+        if len(secret) < DIGEST_BYTES[algorithm]:
+            self._warn(place, f"{len(secret)} bytes; {algorithm} deserves {DIGEST_BYTES[algorithm]} (RFC 2104)")
+        key._name = name  # the model is frozen; its private attributes are filled here, once
+        key._secret = secret
+
+    def _read_secret(self, text: str) -> KeyMaterial | None:
+        kind, colon, rest = text.partition(":")
+        if not colon:
+            return None
+        if kind == "file":
+            return read_key_file(self._directory / rest)
+        if kind != "env":
+            raise ConfigError("must be `file:PATH`, `env:VAR` or base64")
+        value = read_variable(rest, self._environment)
+        where = f"environment variable {rest}"
+        if ":" in value:
+            return parse_key_text(value, where)
+        return KeyMaterial(b"", "", decode_secret(value, where))
+
+    def _key_name(self, place: Place, name: str) -> None:
+        # The name is not repeated: a secret in the wrong place would be printed.
+        if name not in self._config.keys:
+            self._report(place, f"names no key of `keys`{suggest(name, self._config.keys)}")
+
+    # Sources
+
+    def _source(self, place: Place, source: Source) -> None:
+        if isinstance(source, FileSource):
+            self._file((*place, "path"), source.path)
+            if source.format is FileFormat.WIRE and source.claims is None:
+                self._report(place, "`claims` is required: DNS messages do not say how they were checked")
+        else:
+            self._border(place, source)
+        if not isinstance(source, StreamSource):
+            self._dnstap_evidence(place, source)
+
+    def _border(self, place: Place, source: DnstapSource | StreamSource) -> None:
+        listen = source.listen
+        self._once((*place, "listen"), str(listen))
+        if source.tls is not None:
+            self._tls_files((*place, "tls"), source.tls.cert, source.tls.key, source.tls.ca)
+        if isinstance(listen, UnixAddress):
+            self._directory_of((*place, "listen"), listen.path)
+            for key, given in (("insecure", source.insecure), ("tls", source.tls is not None)):
+                if given:
+                    self._report((*place, key), "is for TCP; a unix socket checks who connects by its user")
+            return
+        if source.allow_uids:
+            self._report((*place, "allow_uids"), "is for a unix socket; TCP does not tell the user")
+        if source.tls is not None:
+            return
+        if not listen.is_loopback:
+            self._report(
+                (*place, "listen"), "TCP beyond loopback needs `tls`: whoever can write here fills every cache"
+            )
+        elif not source.insecure:
+            self._report(
+                (*place, "listen"), "any local user can write to TCP on loopback: use unix:PATH, or `insecure: true`"
+            )
+
+    def _dnstap_evidence(self, place: Place, source: DnstapSource | FileSource) -> None:
+        for index, text in enumerate(source.trusted_forwarders):
+            try:
+                ipaddress.ip_address(text)
+            except ValueError:
+                self._report((*place, "trusted_forwarders", index), f"{shown(text)} is not an IP address")
+        if source.resolver_frames is ResolverFrames.NONE:
+            self._warn(
+                (*place, "resolver_frames"),
+                "the resolver's word to clients is all the evidence: switch serve-stale and ECS off on it",
+            )
+            if source.trusted_forwarders:
+                self._report((*place, "trusted_forwarders"), "has no use with `resolver_frames: none`")
+
+    # Transports
+
+    def _transport(self, place: Place, transport: Transport) -> None:
+        if not self._type_is_installed(place, transport.type):
+            return
+        for index, name in enumerate(transport.keys):
+            self._key_name((*place, "keys", index), name)
+        if transport.key is not None:
+            self._key_name((*place, "key"), transport.key)
+            key = self._config.keys.get(transport.key)
+            if key is not None and key.origins is not None and self._config.node not in key.origins:
+                self._warn((*place, "key"), f"its `origins` do not have {self._config.node}, which signs with it")
+        elif transport.peers or not transport.keys:
+            self._report(place, "`key` is required: everything on the bus is signed")
+        if transport.tls is not None:
+            self._tls_files((*place, "tls"), transport.tls.cert, transport.tls.key, transport.tls.ca)
+        if transport.type == "udp":
+            self._udp(place, transport)
+
+    def _type_is_installed(self, place: Place, name: str) -> bool:
+        if self._types is None or name in self._types:
+            return True
+        if name in LATER_TRANSPORTS:
+            self._report((*place, "type"), f"{name} is {NOT_YET}")
+        else:
+            self._report((*place, "type"), f"no transport {shown(name)} is installed{suggest(name, self._types)}")
+        return False
+
+    def _udp(self, place: Place, transport: Transport) -> None:
+        for key in ("url", "tls"):
+            if getattr(transport, key) is not None:
+                self._report((*place, key), "udp has none; it takes `listen` and `peers`")
+        if transport.listen is None and not transport.peers:
+            self._report(place, "udp needs `listen`, `peers` or both")
+        if transport.listen is not None:
+            listen = self._address((*place, "listen"), transport.listen, any_port=True)
+            if listen is not None and listen.port:
+                self._once((*place, "listen"), f"udp:{listen}")
+        peers: set[SocketAddress] = set()
+        for index, text in enumerate(transport.peers):
+            peer = self._address((*place, "peers", index), text)
+            if peer is not None and peer in peers:
+                self._report((*place, "peers", index), "is there twice")
+            elif peer is not None:
+                peers.add(peer)
+
+    # Sinks
+
+    def _unbound(self, place: Place, sink: UnboundSink) -> None:
+        self._once((*place, "control"), f"control {sink.control}")
+        if sink.tls is not None:
+            self._tls_files((*place, "tls"), sink.tls.cert, sink.tls.key, sink.tls.ca)
+        if isinstance(sink.control, UnixAddress):
+            self._directory_of((*place, "control"), sink.control.path)
+            if sink.tls is not None:
+                self._report((*place, "tls"), "is for TCP; Unbound's unix control socket has no TLS")
+        elif sink.tls is None and not sink.control.is_loopback:
+            self._report((*place, "control"), "needs `tls` beyond loopback")
+
+    # Shim
+
+    def _shim(self, shim: Shim) -> None:
+        for index, listen in enumerate(shim.listen):
+            if listen.port:
+                self._once(("shim", "listen", index), f"udp:{listen}")
+        for index, upstream in enumerate(shim.upstreams):
+            self._upstream(("shim", "upstreams", index), upstream, shim)
+
+    def _upstream(self, place: Place, upstream: Upstream, shim: Shim) -> None:
+        try:
+            address = upstream.endpoint
+        except ValueError as error:
+            self._report((*place, "address"), str(error))
+            return
+        if address in shim.listen:
+            self._report((*place, "address"), "is the shim's own address: it would ask itself")
+        if upstream.validating and upstream.authoritative:
+            self._report((*place, "authoritative"), "`validating` and `authoritative` exclude each other")
+        if upstream.validating and upstream.tls_name is None and not address.is_loopback:
+            self._report((*place, "validating"), "needs a `tls_name` beyond loopback: anyone on the way could set AD")
+        if upstream.tls_name is not None:
+            try:
+                name_from_text(upstream.tls_name)
+            except ValueError as error:
+                self._report((*place, "tls_name"), f"not a domain name: {error}")
+
+    # Admin
+
+    def _admin(self, admin: Admin) -> None:
+        if admin.socket is not None:
+            self._directory_of(("admin", "socket"), admin.socket)
+            self._once(("admin", "socket"), f"unix:{admin.socket}")
+        if admin.http is None:
+            return
+        if not admin.http.is_loopback and not admin.http_beyond_loopback:
+            self._report(
+                ("admin", "http"),
+                "is beyond loopback, without TLS or passwords; `http_beyond_loopback: true` allows it",
+            )
+
+    # Shared
+
+    def _address(self, place: Place, text: str, *, any_port: bool = False) -> SocketAddress | None:
+        try:
+            return parse_address(text, any_port=any_port)
+        except ValueError as error:
+            self._report(place, str(error))
+            return None
+
+    def _once(self, place: Place, what: str) -> None:
+        first = self._taken.setdefault(what, place)
+        if first != place:
+            self._report(place, f"is already used by `{'.'.join(map(str, first))}`")
+
+    def _directory_of(self, place: Place, path: str) -> None:
+        directory = Path(path).parent
+        if not directory.is_dir():
+            self._report(place, f"the directory {directory} does not exist")
+
+    def _tls_files(self, place: Place, cert: Path | None, key: Path | None, ca: Path | None) -> None:
+        for name, path in (("cert", cert), ("key", key), ("ca", ca)):
+            if path is not None:
+                self._file((*place, name), path, private=name == "key")
+        if (cert is None) != (key is None):
+            self._report(place, "`cert` and `key` go together")
+
+    def _file(self, place: Place, path: Path, *, private: bool = False) -> None:
+        try:
+            status = path.stat()
+        except (OSError, ValueError) as error:
+            self._report(place, f"{path}: {reason(error)}")
+            return
+        if not stat.S_ISREG(status.st_mode):
+            self._report(place, f"{path} is not a file")
+        elif private and status.st_mode & stat.S_IRWXO:
+            self._report(place, f"{path} holds a private key and lets everyone in; run: chmod o= {path}")

@@ -1,0 +1,462 @@
+"""The configuration's sections as frozen models: which keys there are, what each takes, and its default.
+
+Knows one section at a time; what ties sections together is in `checks`. The docstring under a field is its description
+in the JSON schema and in the configuration reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
+
+from cachebus.answer import Evidence
+from cachebus.config.keyfile import DIGEST_BYTES
+from cachebus.config.problems import Problem
+from cachebus.config.values import (
+    Duration,
+    Endpoint,
+    File,
+    Label,
+    Level,
+    Levels,
+    ListenAddress,
+    Name,
+    Network,
+    Seconds,
+    Size,
+    SocketAddress,
+    TypeName,
+    UnixPath,
+    parse_address,
+)
+
+DEFAULT_TRUST = (Evidence.CONFIRMED, Evidence.VALIDATED)
+"""What a dnstap or direct source shares unless told otherwise (trust rules, section 2)."""
+MAX_NAMES = 1000
+"""Entries of a list in the configuration: longer lists belong in files."""
+STALE_TTL = 30
+"""Seconds: the TTL that serve-stale answers carry (RFC 8767 section 4)."""
+DO53_PORT = 53
+DOT_PORT = 853
+
+
+class Section(BaseModel):
+    """What every section is: frozen, no unknown keys, its values never repeated by pydantic's own errors."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True, validate_default=False
+    )
+
+
+class Algorithm(Enum):
+    """TSIG algorithms (RFC 8945 section 6)."""
+
+    HMAC_SHA256 = "hmac-sha256"
+    HMAC_SHA384 = "hmac-sha384"
+    HMAC_SHA512 = "hmac-sha512"
+
+
+class Pairing(Enum):
+    """Whether a RESOLVER_RESPONSE needs its RESOLVER_QUERY."""
+
+    REQUIRE = "require"
+    OFF = "off"
+
+
+class ResolverFrames(Enum):
+    """Whether a resolver's dnstap has RESOLVER_* frames."""
+
+    EXPECTED = "expected"
+    NONE = "none"
+
+
+class FileFormat(Enum):
+    """What a capture file holds."""
+
+    AUTO = "auto"
+    DNSTAP = "dnstap"
+    WIRE = "wire"
+
+
+class PrivateNames(Enum):
+    """What becomes of special-use names and private addresses."""
+
+    NEVER = "never"
+    ALLOW = "allow"
+
+
+class Question(Enum):
+    """Whether a composed message carries the question."""
+
+    KEEP = "keep"
+    OMIT = "omit"
+
+
+class Key(Section):
+    """A TSIG key: what it signs with, and what it may claim."""
+
+    algorithm: Algorithm = Algorithm.HMAC_SHA256
+    """TSIG algorithm (RFC 8945); a key file's own must agree."""
+    secret: SecretStr
+    """`file:PATH` of a key file (mode 0600, NAME:ALG:BASE64), `env:VAR`, or the base64 itself."""
+    origins: tuple[Label, ...] | None = Field(default=None, max_length=MAX_NAMES)
+    """Names of the nodes that sign with this key, best exactly one. Without it an origin is shown as unverified."""
+    max_evidence: Level = Evidence.VALIDATED
+    """The strongest level that a message under this key may claim."""
+    evidence: Level = Evidence.AUTHORITATIVE
+    """The level of a message that does not say (AD=0)."""
+
+    _name: bytes = PrivateAttr(default=b"")
+    _secret: bytes = PrivateAttr(default=b"")
+
+    def secret_bytes(self) -> bytes:
+        """Give the shared secret, read from where `secret` points when the configuration was loaded."""
+        return self._secret
+
+    @property
+    def name(self) -> bytes:
+        """The key's name in lower-case wire form, as TSIG carries it."""
+        return self._name
+
+
+class ServerTls(Section):
+    """TLS for a listening socket: its certificate, and who may connect."""
+
+    cert: File
+    """PEM file: certificate chain of this end."""
+    key: File
+    """PEM file: private key of `cert`; not open to group or others."""
+    ca: File
+    """PEM file: certificates that sign the other end's certificate; one is always demanded."""
+
+
+class TransportTls(Section):
+    """TLS of a transport."""
+
+    cert: File | None = None
+    """PEM file: certificate chain of this node."""
+    key: File | None = None
+    """PEM file: private key of `cert`; not open to group or others."""
+    ca: File | None = None
+    """PEM file: certificates that sign the peers' certificates."""
+    peers: tuple[str, ...] = ()
+    """Names in the peers' certificates that are accepted."""
+
+
+class DnstapEvidence(Section):
+    """How dnstap frames become evidence."""
+
+    trust: Levels = DEFAULT_TRUST
+    """Levels that may be shared from here: authoritative, confirmed, validated. A level includes the stronger ones."""
+    pairing: Pairing = Pairing.REQUIRE
+    """`require`: a response counts only with its query. `off` where the resolver does not log RESOLVER_QUERY."""
+    evidence_window: Duration = Field(default=10.0, ge=0.1, le=300)
+    """How long a response waits for its query and for a client's confirmation: 0.1 to 300 seconds."""
+    resolver_frames: ResolverFrames = ResolverFrames.EXPECTED
+    """`none` for resolvers that log no RESOLVER_* frames (Knot Resolver, dnsdist, CoreDNS)."""
+    stale_ttl: Seconds = Field(default=STALE_TTL, ge=0, le=86400)
+    """With `resolver_frames: none`: an answer whose TTL is not above this may be stale, and is refused."""
+    validating: bool = False
+    """The resolver validates DNSSEC, so an unsigned answer of it was found insecure, not merely unchecked."""
+    trusted_forwarders: tuple[str, ...] = Field(default=(), max_length=MAX_NAMES)
+    """Addresses of forwarders whose answers count when a client's answer confirms them."""
+
+    @property
+    def minimum_evidence(self) -> Evidence:
+        """The weakest level that may be shared."""
+        return min(self.trust)
+
+
+class Listening(Section):
+    """A socket that takes a resolver's output. Whoever can write to it can write to every cache of the cluster."""
+
+    listen: Endpoint
+    """`unix:/absolute/path` (mode 0660), or ADDRESS:PORT."""
+    allow_uids: tuple[Annotated[int, Field(ge=0, le=2**32 - 2)], ...] = Field(default=(), max_length=MAX_NAMES)
+    """User ids that may connect to the unix socket, besides root and cachebus's own."""
+    insecure: bool = False
+    """Allow TCP on loopback without TLS: any local user can then write to it."""
+    tls: ServerTls | None = None
+    """TLS with client certificates; beyond loopback TCP needs it."""
+
+
+class DnstapSource(DnstapEvidence, Listening):
+    """A resolver's dnstap, over Frame Streams."""
+
+    type: Literal["dnstap"]
+    """dnstap"""
+
+
+class StreamSource(Listening):
+    """A resolver's own output: DNS messages, each after its length as u32."""
+
+    type: Literal["stream"]
+    """stream"""
+    claims: Level
+    """What a message says about itself: `confirmed` when each is the resolver's finished answer, `validated` when its
+    AD bit may be believed too, `authoritative` otherwise."""
+    trust: Levels = DEFAULT_TRUST
+    """Levels that may be shared from here. A level includes the stronger ones."""
+    validating: bool = False
+    """The resolver validates DNSSEC, so an unsigned answer of it was found insecure, not merely unchecked."""
+
+    @property
+    def minimum_evidence(self) -> Evidence:
+        """The weakest level that may be shared."""
+        return min(self.trust)
+
+
+class FileSource(DnstapEvidence):
+    """A capture, read once at the start."""
+
+    type: Literal["file"]
+    """file"""
+    path: File
+    """The file; relative to the configuration's directory."""
+    format: FileFormat = FileFormat.AUTO
+    """`dnstap`, `wire` (u32 length and message), or `auto`: by its content."""
+    claims: Level | None = None
+    """For a `wire` file: what its messages say about themselves, see `stream`."""
+
+
+Source = Annotated[DnstapSource | StreamSource | FileSource, Field(discriminator="type")]
+
+
+class Accept(Section):
+    """What is taken from a transport."""
+
+    evidence: Levels = (Evidence.AUTHORITATIVE,)
+    """Levels that are taken. A level includes the stronger ones."""
+
+    @property
+    def minimum_evidence(self) -> Evidence:
+        """The weakest level that is taken."""
+        return min(self.evidence)
+
+
+class Transport(Section):
+    """A link to the peers. Keys beyond these belong to the transport's type and are passed on to it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: TypeName
+    """`udp`, or the name of any other installed transport."""
+    codec: Literal["dns"] = "dns"
+    """`dns`: one TSIG-signed DNS message per answer."""
+    key: str | None = None
+    """Name of the key that signs what is sent; it is accepted too."""
+    keys: tuple[str, ...] = Field(default=(), max_length=MAX_NAMES)
+    """Names of further keys that are accepted: the peers' own, and old and new ones during a rollover."""
+    listen: str | None = None
+    """udp: ADDRESS:PORT to receive on."""
+    peers: tuple[str, ...] = Field(default=(), max_length=MAX_NAMES)
+    """udp: ADDRESS:PORT of each peer to send to."""
+    url: str | None = None
+    """For transports that have one: where to connect."""
+    accept: Accept = Accept()
+    """What is taken from the peers on this transport."""
+    question: Question = Question.KEEP
+    """`keep`: messages carry the question. `omit`: they do not, which some receivers do not understand."""
+    max_message: Size = Field(default=1232, ge=512, le=65535)
+    """Longest message in bytes, 512 to 65535; a larger answer is not sent here, and counted."""
+    tls: TransportTls | None = None
+    """For transports that have TLS."""
+
+    _options: Mapping[str, object] = PrivateAttr(default_factory=dict)
+
+    @property
+    def options(self) -> Mapping[str, object]:
+        """Every key that is not one of these, with the types YAML gives them."""
+        return self._options
+
+    @property
+    def accepted_keys(self) -> tuple[str, ...]:
+        """Names of all keys that are accepted: `key` first, then `keys`."""
+        return tuple(dict.fromkeys((*((self.key,) if self.key is not None else ()), *self.keys)))
+
+
+class UdpOptions(Section):
+    """Keys of a transport of type udp besides the common ones."""
+
+    peers_only: bool = False
+    """Drop what comes from an address that is no peer's, before its signature is looked at."""
+    socket_buffer: Size | None = Field(default=None, ge=64 * 1024, le=512 * 1024 * 1024)
+    """Socket buffer to ask the kernel for, in each direction: 64 KiB to 512 MiB; 8 MiB unless set."""
+
+
+class CacheSink(Section):
+    """The node's own cache, which the shim answers from. It exists without being named here."""
+
+    type: Literal["cache"]
+    """cache"""
+
+
+class ControlTls(Section):
+    """The files of `unbound-control-setup`."""
+
+    cert: File
+    """PEM file: unbound_control.pem."""
+    key: File
+    """PEM file: unbound_control.key."""
+    ca: File
+    """PEM file: unbound_server.pem."""
+
+
+class UnboundSink(Section):
+    """An Unbound, filled through its control socket (`load_cache`)."""
+
+    type: Literal["unbound"]
+    """unbound"""
+    control: Endpoint
+    """`unix:PATH` or ADDRESS:PORT of its control-interface."""
+    tls: ControlTls | None = None
+    """Certificates for a control-interface over TCP."""
+    rate: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Most answers per second that are written to it."""
+
+
+class CallbackSink(Section):
+    """A Python function, called with each answer that was accepted."""
+
+    type: Literal["callback"]
+    """callback"""
+    function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """`package.module:function`; it is called on the event loop and must not block."""
+
+
+Sink = Annotated[CacheSink | UnboundSink | CallbackSink, Field(discriminator="type")]
+
+
+class Rate(Section):
+    """Caps on what is sent, in answers per second."""
+
+    node: float | None = Field(default=None, gt=0)
+    """For this node in all."""
+    zone: float | None = Field(default=None, gt=0)
+    """For any one zone."""
+
+
+class Share(Section):
+    """What may leave this node."""
+
+    min_ttl: Seconds = Field(default=30, ge=0, le=86400)
+    """Answers with less left are not worth a message: 0 to 1 day."""
+    max_ttl: Seconds = Field(default=86400, ge=1, le=7 * 86400)
+    """Longer TTLs are shortened to this: up to 7 days."""
+    private_names: PrivateNames = PrivateNames.NEVER
+    """`never`: no special-use or locally served names, no private address for a public name."""
+    second_sighting: Seconds | None = Field(default=None, ge=1, le=7 * 86400)
+    """Share a name only when it is learned a second time within this time; `off` unless set."""
+    infrastructure: bool = False
+    """Share NS, DS, DNSKEY and SOA answers too."""
+    allow: tuple[Name, ...] = Field(default=(), max_length=MAX_NAMES)
+    """Names at or below which `private_names: never` does not hold, such as a test zone. Restricts nothing else."""
+    deny: tuple[Name, ...] = Field(default=(), max_length=MAX_NAMES)
+    """Names at or below which nothing is shared or accepted. Wins over everything."""
+    rate: Rate = Rate()
+    """Caps on what is sent."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        if isinstance(value, dict) and str(value.get("second_sighting")).lower() in ("off", "false", "no"):
+            return {**value, "second_sighting": None}
+        return value
+
+
+class Cache(Section):
+    """Bounds of the node's cache."""
+
+    max_entries: int = Field(default=200_000, ge=100, le=50_000_000)
+    """Most RRsets."""
+    max_bytes: Size = Field(default=128 * 1024 * 1024, ge=1024 * 1024)
+    """Most memory for them, by the cache's own account: at least 1 MiB."""
+
+
+class Upstream(Section):
+    """A server that the shim sends its misses to."""
+
+    address: str
+    """ADDRESS, or ADDRESS:PORT; port 53, or 853 with `tls_name`."""
+    validating: bool = False
+    """It validates DNSSEC and its AD bit counts; only on loopback or with `tls_name`, elsewhere anyone could set it."""
+    authoritative: bool = False
+    """An authoritative server: AA=1 is evidence."""
+    tls_name: str | None = None
+    """DNS over TLS; the name that its certificate must be for."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"address": value} if isinstance(value, str) else value
+
+    @property
+    def endpoint(self) -> SocketAddress:
+        """Host and port. Raises `ValueError` when `address` is not one; a loaded configuration's is."""
+        return parse_address(self.address, default_port=DO53_PORT if self.tls_name is None else DOT_PORT)
+
+
+class Shim(Section):
+    """cachebus's own DNS server."""
+
+    listen: tuple[ListenAddress, ...] = Field(min_length=1, max_length=MAX_NAMES)
+    """ADDRESS:PORT, each for UDP and TCP."""
+    upstreams: tuple[Upstream, ...] = Field(default=(), max_length=64)
+    """Where misses go, in order of preference. Without any, only what the cache holds is answered."""
+    allow: tuple[Network, ...] | None = Field(default=None, max_length=MAX_NAMES)
+    """Networks whose clients are served; loopback only unless set."""
+    max_tcp_connections: int = Field(default=512, ge=10, le=65536)
+    """Beyond it the connection idle for longest is closed."""
+    max_in_flight: int = Field(default=2048, ge=16, le=65536)
+    """Client questions that may wait for an upstream; one more gets SERVFAIL at once."""
+    timeout: Duration = Field(default=4.5, ge=0.1, le=60)
+    """Time for one question, all tries together: 0.1 to 60 seconds."""
+
+
+class Admin(Section):
+    """How people and monitoring look into the node."""
+
+    socket: UnixPath | None = None
+    """Unix socket (mode 0660) of the JSON API, which `status`, `lookup` and `why` talk to."""
+    http: ListenAddress | None = None
+    """ADDRESS:PORT that serves /metrics and /healthz, nothing else."""
+    http_beyond_loopback: bool = False
+    """Allow `http` on an address that others can reach; it has neither TLS nor passwords."""
+
+
+class Config(Section):
+    """A node's configuration."""
+
+    node: Label
+    """This node's name: unique in its cluster."""
+    cluster: Label = "default"
+    """The set of nodes that share."""
+    keys: Mapping[str, Key] = Field(default_factory=dict, max_length=MAX_NAMES)
+    """TSIG keys, by name."""
+    sources: Mapping[Label, Source] = Field(default_factory=dict, max_length=MAX_NAMES)
+    """Where answers come from."""
+    transports: Mapping[Label, Transport] = Field(default_factory=dict, max_length=MAX_NAMES)
+    """Links to the peers."""
+    sinks: Mapping[Label, Sink] = Field(default_factory=dict, max_length=MAX_NAMES)
+    """Where received answers go."""
+    share: Share = Share()
+    """What may leave this node."""
+    cache: Cache = Cache()
+    """Bounds of the node's cache."""
+    shim: Shim | None = None
+    """cachebus's own DNS server; off unless set."""
+    admin: Admin = Admin()
+    """How people and monitoring look into the node."""
+
+    _warnings: tuple[Problem, ...] = PrivateAttr(default=())
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """What is allowed but doubtful, with its place."""
+        return self._warnings
+
+
+assert {algorithm.value for algorithm in Algorithm} == set(DIGEST_BYTES)
