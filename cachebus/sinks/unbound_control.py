@@ -11,8 +11,6 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,20 +117,22 @@ class ControlChannel:
             raise CommandRefused(f"{self._text}: {text}: {_quote(reply)}")
         return reply
 
-    @asynccontextmanager
-    async def watch(self) -> AsyncIterator[Watch]:
-        """A connection that asks nothing: Unbound closes it when it ends or reloads, so its end tells of both.
+    async def watch(self) -> Watch:
+        """Open a connection that asks nothing: Unbound closes it when it ends or reloads, so its end tells of both.
 
-        Over TCP no handshake is begun, because after one Unbound's thread waits for the command.
+        Over TCP no handshake is begun, because after one Unbound's thread waits for the command. The caller closes it.
         Raises `ResolverError` when it cannot be opened.
         """
-        with self._socket() as link:
-            try:
-                async with asyncio.timeout(self._timeout):
-                    await self._connect(link)
-            except OSError as error:
+        link = self._socket()
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._connect(link)
+        except BaseException as error:
+            link.close()
+            if isinstance(error, OSError):
                 raise ResolverError(f"{self._text}: {_reason(error)}") from error
-            yield Watch(link)
+            raise
+        return Watch(link)
 
     def _socket(self) -> socket.socket:
         link = socket.socket(self._family, socket.SOCK_STREAM)
@@ -145,7 +145,7 @@ class ControlChannel:
 
 
 class Watch:
-    """An idle control connection."""
+    """An idle control connection. Unbound closes it by itself after 120 seconds."""
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
@@ -160,6 +160,10 @@ class Watch:
         except OSError:
             return True
         return True
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._link.close()
 
 
 def _parse(control: str) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
