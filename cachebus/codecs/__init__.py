@@ -1,0 +1,1 @@
+"""Codecs: answers to authenticated bytes and back. One file per codec; transports know none of them."""

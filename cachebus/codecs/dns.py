@@ -1,0 +1,356 @@
+"""Codec `dns`: one answer is one TSIG-signed DNS message (draft-bortzmeyer-dnsop-poisonlicious-04).
+
+Decides what a bus message says: its form, whose it is, its evidence and what is left of its TTLs (trust rules 5 and
+6.1-6.6). What may be shared or accepted is the policy's matter, what stays in the cache the cache's.
+
+Almost every message carries one RRset whose owner is the question, so `decode` first tries to take exactly that form
+over without taking it apart; anything else goes through the general walk, with the same rules.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from cachebus.answer import Answer, Evidence, Refusal, RRset
+from cachebus.errors import MessageError
+from cachebus.filters.chain import DEFAULT_MAX_TTL, assemble
+from cachebus.ports import Sender
+from cachebus.wire import rrtypes
+from cachebus.wire.message import AA, AD, QR, cname_target, compose, parse
+from cachebus.wire.tsig import Key, Signer, Verified, Verifier
+
+MAX_MESSAGE = 1232
+"""Bytes of a message on udp and multicast: fits every path without fragments (RFC 9715 section 3.1)."""
+MAX_SENDERS = 10_000
+"""Senders whose clock offset is remembered."""
+
+_FORM = QR | 0x7800 | 0x0200 | 0x000F
+"""Flags that must read as a response, opcode QUERY, not truncated, NOERROR."""
+_ONE_QUESTION = b"\0\1"
+_ONLY_TSIG_BESIDE_ANSWER = b"\0\0\0\1"
+_PLAIN_TYPES = frozenset(range(1, 65536)) - rrtypes.NEVER_SHARED - rrtypes.INFRASTRUCTURE - frozenset(
+    {2, 3, 4, 5, 6, 7, 8, 9, 12, 14, 15, 17, 18, 21, 26, 33, 35, 36, 39}
+)
+"""Types that the short way takes: never an alias, never with a name in RDATA that a sender may have compressed."""
+_SIGNATURE = struct.Struct("!HBBIII")
+
+
+class QuestionMode(Enum):
+    """What becomes of the question section of what we send (draft section "Privacy Considerations")."""
+
+    KEEP = "keep"
+    OMIT = "omit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DnsCodecSettings:
+    """How one transport speaks codec `dns`."""
+
+    transport: str
+    """Name of the transport: the provenance of what comes in."""
+    key: Key
+    """Signs what is sent; accepted on receipt."""
+    more_keys: tuple[Key, ...] = ()
+    """Accepted on receipt too: the others of a cluster with one key per sender, or the old one in a rollover."""
+    question: QuestionMode = QuestionMode.KEEP
+    max_message: int = MAX_MESSAGE
+    max_ttl: int = DEFAULT_MAX_TTL
+    infrastructure: bool = False
+    accept: frozenset[Evidence] = frozenset(Evidence)
+    """Levels taken on receipt."""
+
+
+class DnsCodec:
+    """The `Codec` of ports.py. Keeps the replay memory, so one transport has one."""
+
+    def __init__(self, settings: DnsCodecSettings, *, start: float | None) -> None:
+        """`start`: when the node began to listen; None takes messages signed at any time (reading a file)."""
+        self._settings = settings
+        self._signer = Signer(settings.key)
+        self._verifier = Verifier((settings.key, *settings.more_keys), start=start)
+        self._max_ttl = settings.max_ttl
+        self._infrastructure = settings.infrastructure
+        self._flags = (QR | AA, QR | AD)
+        self._origins: dict[tuple[Sender, bytes], str] = {}
+        self._youngest: dict[Sender, float] = {}
+        self._any_level = settings.accept == frozenset(Evidence)
+
+    # Out
+
+    def encode(self, answers: Sequence[Answer], now: float) -> tuple[list[bytes], list[Refusal]]:
+        """A new message for each answer: question in lower case, answer section, TTLs aged, TSIG (trust rules 5)."""
+        messages: list[bytes] = []
+        refusals: list[Refusal] = []
+        for answer in answers:
+            message = self._encode(answer, now)
+            if isinstance(message, Refusal):
+                refusals.append(message)
+            else:
+                messages.append(message)
+        return messages, refusals
+
+    def _encode(self, answer: Answer, now: float) -> bytes | Refusal:
+        age = now - answer.learned
+        aged = [(rrset, int(rrset.ttl - age) if age > 0 else rrset.ttl) for rrset in answer.rrsets]
+        if any(ttl <= 0 for _, ttl in aged):
+            return Refusal.EXPIRED
+        validated = answer.evidence is Evidence.VALIDATED
+        message = compose(
+            random.getrandbits(16),
+            self._flags[validated],
+            answer.qname,
+            answer.qtype,
+            aged,
+            question=self._settings.question is QuestionMode.KEEP,
+        )
+        if len(message) + self._signer.size > self._settings.max_message:
+            return Refusal.OVERSIZE
+        signed, mac = self._signer.sign(message, now)
+        self._verifier.sent(mac, now)
+        return signed
+
+    # In
+
+    def decode(self, data: bytes, sender: Sender, now: float) -> Sequence[Answer] | Refusal:
+        """Authenticate (trust rules 6.1-6.3), check the form and section 3 again, age (6.6)."""
+        verified = self._verifier.verify(data, now)
+        if verified.__class__ is Refusal:
+            return verified
+        assert isinstance(verified, Verified)
+        end, key, signed = verified
+        flags = data[2] << 8 | data[3]
+        if flags & _FORM != QR:
+            return _form_refusal(flags)
+        if flags & AD and key.max_evidence is Evidence.VALIDATED:
+            evidence = Evidence.VALIDATED
+        else:
+            evidence = min(key.max_evidence, key.evidence)
+        if not self._any_level and evidence not in self._settings.accept:
+            return Refusal.EVIDENCE_TOO_WEAK
+        learned = float(signed)
+        age = now - learned
+        if age < 0.0:
+            learned = now
+        youngest = self._youngest.get(sender)
+        if youngest is None or age < youngest:
+            self._note_age(sender, age)
+        origin = self._origins.get((sender, key.name)) or self._origin(sender, key)
+        if data[4:6] == _ONE_QUESTION and data[8:12] == _ONLY_TSIG_BESIDE_ANSWER:
+            try:
+                rrset = self._one_rrset(data, end, now, evidence is Evidence.VALIDATED)
+            except (IndexError, struct.error):
+                return Refusal.MALFORMED
+            if rrset is not None:
+                if rrset.__class__ is Refusal:
+                    return rrset
+                answer = (rrset[0], rrset[1], (rrset,), evidence, origin, learned, False, self._settings.transport, key.text)
+                return (tuple.__new__(Answer, answer),)
+        return self._any_form(data, end, evidence, origin, key, learned, now)
+
+    def _one_rrset(self, data: bytes, end: int, now: float, validated: bool) -> RRset | Refusal | None:
+        """The answer section as one RRset of the question's owner and type with its RRSIGs, or None: take the long way.
+
+        The order is fixed: records first, RRSIGs after them, every owner the pointer to the question.
+        """
+        position = 12
+        length = data[12]
+        while length:
+            if length > 63:
+                return None
+            position += length + 1
+            length = data[position]
+        position += 5
+        count = data[6] << 8 | data[7]
+        qtype = data[position - 4] << 8 | data[position - 3]
+        if position - 16 > 255 or position > end or not count or qtype not in _PLAIN_TYPES:
+            return None
+        head = b"\xc0\x0c" + data[position - 4 : position]
+        if head[4:] != b"\0\1":
+            return None
+        start = position
+        ttl = self._max_ttl
+        fixed = 4 if qtype == 1 else 16 if qtype == 28 else 0
+        while count and data.startswith(head, position):
+            this = int.from_bytes(data[position + 6 : position + 10], "big")
+            if this < ttl or this > 0x7FFFFFFF:
+                ttl = this if this <= 0x7FFFFFFF else 0
+            size = data[position + 10] << 8 | data[position + 11]
+            if fixed and size != fixed:
+                return Refusal.RDATA_LENGTH
+            position += 12 + size
+            count -= 1
+        if position == start:
+            return None
+        owner = data[12 : start - 4].lower()
+        rrs = data[start:position]
+        if position - start > 12 + size and _repeats(rrs):
+            return None
+        if not count:
+            if position != end:
+                return Refusal.MALFORMED
+            if validated:
+                return Refusal.RRSIG_MISSING
+            if not ttl:
+                return Refusal.TTL_ZERO
+            return tuple.__new__(RRset, (owner, qtype, ttl, rrs, b""))
+        return self._with_signatures(data, position, end, count, (owner, qtype, ttl, rrs), now)
+
+    def _with_signatures(
+        self, data: bytes, position: int, end: int, count: int, rrset: tuple[bytes, int, int, bytes], now: float
+    ) -> RRset | Refusal | None:
+        owner, qtype, ttl, rrs = rrset
+        start = position
+        second = int(now)
+        labels = -1
+        while count and data.startswith(b"\xc0\x0c\x00\x2e\x00\x01", position):
+            this = int.from_bytes(data[position + 6 : position + 10], "big")
+            size = data[position + 10] << 8 | data[position + 11]
+            covered, _, sig_labels, original, expiration, inception = _SIGNATURE.unpack_from(data, position + 12)
+            if labels < 0:
+                labels = _labels(owner)
+            left = (expiration - second) & 0xFFFFFFFF
+            if (
+                covered != qtype or size < 20 or sig_labels != labels or original > 0x7FFFFFFF or this > 0x7FFFFFFF
+                or not 0 < left < 0x80000000 or (second - inception) & 0x80000000
+                or not owner.endswith(_plain_signer(data, position + 30, position + 12 + size))
+            ):  # fmt: skip
+                return None
+            ttl = min(ttl, this, original, left)
+            position += 12 + size
+            count -= 1
+        if count or position != end:
+            return None
+        if not ttl:
+            return Refusal.TTL_ZERO
+        return RRset(owner, qtype, ttl, rrs, data[start:end])
+
+    def _any_form(
+        self, data: bytes, end: int, evidence: Evidence, origin: str, key: Key, learned: float, now: float
+    ) -> Sequence[Answer] | Refusal:
+        additional = (data[10] << 8 | data[11]) - 1
+        try:
+            message = parse(data[:10] + additional.to_bytes(2, "big") + data[12:end])
+        except MessageError:
+            return Refusal.MALFORMED
+        if message.rcode:
+            return Refusal.RCODE
+        if message.questions > 1:
+            return Refusal.QUESTION_COUNT
+        if message.tsig:
+            return Refusal.TSIG_FORM
+        if message.other_class or (message.questions and message.qclass != 1):
+            return Refusal.CLASS
+        if not message.answer:
+            return Refusal.NO_ANSWER
+        heads = _heads(message.answer, message.qname, message.qtype)
+        answers: list[Answer] = []
+        refusal = Refusal.NO_ANSWER
+        for qname, qtype in heads:
+            rrsets = assemble(
+                qname, qtype, message.answer, now, max_ttl=self._max_ttl, evidence=evidence,
+                infrastructure=self._infrastructure, partial=True,
+            )  # fmt: skip
+            if isinstance(rrsets, Refusal):
+                refusal = rrsets
+                continue
+            if rrsets[-1].type != qtype:
+                qtype = rrsets[-1].type
+            answers.append(
+                Answer(qname, qtype, rrsets, evidence, origin, learned, False, self._settings.transport, key.text)
+            )
+        return answers or refusal
+
+    def _origin(self, sender: Sender, key: Key) -> str:
+        if len(key.origins) == 1:
+            origin = next(iter(key.origins))
+        else:
+            origin = sender if isinstance(sender, str) else str(sender[0])
+        if len(self._origins) >= MAX_SENDERS:
+            self._origins.clear()
+        self._origins[sender, key.name] = origin
+        return origin
+
+    def _note_age(self, sender: Sender, age: float) -> None:
+        if len(self._youngest) >= MAX_SENDERS:
+            self._youngest.clear()
+        self._youngest[sender] = age
+
+    def clock_offsets(self) -> dict[str, float]:
+        """Per sender: seconds by which its clock is behind ours, as the smallest age seen (negative: ahead).
+
+        A sound clock shows up to one second, because time signed has no fraction.
+        """
+        return {sender if isinstance(sender, str) else str(sender[0]): age for sender, age in self._youngest.items()}
+
+
+def _form_refusal(flags: int) -> Refusal:
+    if not flags & QR:
+        return Refusal.NOT_A_RESPONSE
+    if flags & 0x7800:
+        return Refusal.OPCODE
+    return Refusal.TRUNCATED if flags & 0x0200 else Refusal.RCODE
+
+
+def _heads(rrsets: tuple[RRset, ...], qname: bytes, qtype: int) -> list[tuple[bytes, int]]:
+    """The questions that a message's answer section answers.
+
+    Its own question where a chain begins there; else (no question, or a dummy one) every name that no CNAME of the
+    message leads to, with the type found there (trust rules 6.5).
+    """
+    if any(rrset.owner == qname and rrset.type in (qtype, rrtypes.CNAME) for rrset in rrsets):
+        return [(qname, qtype)]
+    if qname and any(rrset.type == rrtypes.DNAME and qname.endswith(rrset.owner) for rrset in rrsets):
+        return [(qname, qtype)]
+    targets = {cname_target(rrset) for rrset in rrsets if rrset.type == rrtypes.CNAME}
+    final_types = {rrset.owner: rrset.type for rrset in rrsets if rrset.type != rrtypes.CNAME}
+    aliases = {rrset.owner: cname_target(rrset) for rrset in rrsets if rrset.type == rrtypes.CNAME}
+    heads = []
+    for rrset in rrsets:
+        if rrset.owner in targets:
+            continue
+        name = rrset.owner
+        for _ in range(len(aliases)):
+            if name not in aliases:
+                break
+            name = aliases[name]
+        heads.append((rrset.owner, final_types.get(name, rrtypes.CNAME) if rrset.type == rrtypes.CNAME else rrset.type))
+    return heads
+
+
+def _labels(name: bytes) -> int:
+    count = position = 0
+    while length := name[position]:
+        position += length + 1
+        count += 1
+    return count - 1 if name[:2] == b"\x01*" else count
+
+
+def _plain_signer(data: bytes, position: int, end: int) -> bytes:
+    """The uncompressed signer's name at `position`, lower case; something no owner ends with when it is malformed.
+
+    Only a suffix test is made with it: that it stands at a label's edge is shown by the labels the caller compares.
+    """
+    start = position
+    while position < end and (length := data[position]):
+        if length > 63:
+            return b"\xff"
+        position += length + 1
+    return data[start : position + 1].lower() if position < end else b"\xff"
+
+
+def _repeats(rrs: bytes) -> bool:
+    """Whether a record stands twice in a packed RRset."""
+    seen = set()
+    position, end = 0, len(rrs)
+    while position < end:
+        after = position + 12 + (rrs[position + 10] << 8 | rrs[position + 11])
+        rdata = rrs[position + 10 : after]
+        if rdata in seen:
+            return True
+        seen.add(rdata)
+        position = after
+    return False
