@@ -1,0 +1,132 @@
+"""What the shim keeps of an upstream's reply, and what of it may be shared.
+
+Everything goes into the node's cache for the shim's own clients, positive and negative; what the judge finds evidence
+for also goes to `learned`, whose owner publishes it. Knows no socket; `now` is an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from cachebus.answer import Answer, Evidence, Refusal, RRset
+from cachebus.cache import Cache
+from cachebus.filters.chain import DEFAULT_MAX_TTL, limit
+from cachebus.shim.forward import FoundChain, read_chain
+from cachebus.shim.lookup import NOT_AN_RRSET, is_wildcard_expansion
+from cachebus.shim.upstream import Reply, Upstream
+from cachebus.wire import rrtypes
+from cachebus.wire.message import AD, NOERROR, NXDOMAIN, Message, records, rrsig_fields
+from cachebus.wire.name import is_at_or_below
+
+MAX_NEGATIVE_TTL = 3 * 3600
+"""Seconds that "no such thing" is believed: one to three hours work well (RFC 2308 section 5)."""
+
+Learned = Callable[[Answer], None]
+"""Called with each answer that may be shared; must not block or raise."""
+
+UpstreamJudge = Callable[[bytes, bytes, float], tuple[Sequence[Answer], Sequence[Refusal]]]
+"""Given a query, the reply to it and the time: the answers that may be shared, and why others may not."""
+
+
+class Learner:
+    """Takes each good reply to a CD=0 question, once."""
+
+    def __init__(self, node: str, cache: Cache, judges: Mapping[Upstream, UpstreamJudge], learned: Learned) -> None:
+        self._node = node
+        self._cache = cache
+        self._judges = judges
+        self._learned = learned
+        self.shared = 0
+        self.kept = 0
+        self.not_shared: dict[Refusal, int] = {}
+        """Reasons for which answers stayed with this node."""
+
+    def learn(self, qname: bytes, qtype: int, reply: Reply, now: float) -> None:
+        """Keep what the reply says about `qname`, and hand on what may be shared."""
+        self._keep(qname, qtype, reply, now)
+        judge = self._judges.get(reply.upstream)
+        if judge is None:
+            return
+        answers, reasons = judge(reply.exchange.query, reply.exchange.reply, now)
+        for answer in answers:
+            self.shared += 1
+            self._learned(answer)
+        for reason in reasons:
+            self.not_shared[reason] = self.not_shared.get(reason, 0) + 1
+
+    def _keep(self, qname: bytes, qtype: int, reply: Reply, now: float) -> None:
+        message = reply.message
+        found = read_chain(message, qname, qtype)
+        if isinstance(found, Refusal):
+            return
+        if qtype not in NOT_AN_RRSET:
+            self._keep_chain(qname, qtype, found, reply, now)
+        if message.rcode == NXDOMAIN or (message.rcode == NOERROR and not found.complete and qtype not in NOT_AN_RRSET):
+            self._keep_denial(found.target or qname, qtype, message, now)
+
+    def _keep_chain(self, qname: bytes, qtype: int, found: FoundChain, reply: Reply, now: float) -> None:
+        wanted = without_synthesised(found.rrsets)
+        rrsets = [kept for rrset in wanted if (kept := limit_locally(rrset, now)) is not None]
+        if not rrsets:
+            return
+        if found.complete and len(rrsets) == len(wanted):
+            self._put(qname, qtype, tuple(rrsets), reply, now)
+            return
+        for rrset in rrsets:  # what cannot be kept as one answer is kept under its own names
+            self._put(rrset.owner, rrset.type, (rrset,), reply, now)
+
+    def _put(self, qname: bytes, qtype: int, rrsets: tuple[RRset, ...], reply: Reply, now: float) -> None:
+        evidence = _evidence(reply, rrsets)
+        validating = reply.upstream.settings.validating
+        answer = Answer(qname, qtype, rrsets, evidence, self._node, now, validating)
+        if self._cache.put(answer, now) is None:
+            self.kept += 1
+
+    def _keep_denial(self, name: bytes, qtype: int, message: Message, now: float) -> None:
+        """RFC 2308: only with the zone's SOA, which says for how long."""
+        for rrset in message.authority:
+            if rrset.type == rrtypes.SOA and is_at_or_below(name, rrset.owner):
+                soa = limit_locally(rrset, now)
+                if soa is None:
+                    return
+                minimum = int.from_bytes(records(soa.rrs)[0][2][-4:], "big")
+                ttl = min(soa.ttl, minimum, MAX_NEGATIVE_TTL)
+                asked = 0 if message.rcode == NXDOMAIN else qtype
+                if ttl > 0 and self._cache.put_negative(name, asked, message.rcode, soa, ttl, now, self._node) is None:
+                    self.kept += 1
+                return
+
+
+def _evidence(reply: Reply, rrsets: tuple[RRset, ...]) -> Evidence:
+    """What the upstream's word is worth in our own cache."""
+    settings = reply.upstream.settings
+    if settings.validating and reply.message.flags & AD and all(rrset.sigs for rrset in rrsets):
+        return Evidence.VALIDATED
+    return Evidence.AUTHORITATIVE if settings.authoritative else Evidence.CONFIRMED
+
+
+def without_synthesised(rrsets: Iterable[RRset]) -> list[RRset]:
+    """The RRsets without the CNAMEs that a DNAME before them yields: the cache makes those anew from the DNAME."""
+    kept: list[RRset] = []
+    after_dname = False
+    for rrset in rrsets:
+        if not (after_dname and rrset.type == rrtypes.CNAME):
+            kept.append(rrset)
+        after_dname = rrset.type == rrtypes.DNAME
+    return kept
+
+
+def limit_locally(rrset: RRset, now: float) -> RRset | None:
+    """The RRset with the TTL that its signatures leave it (RFC 4035 section 5.3.3), None when that is nothing.
+
+    Unlike what is shared, a wildcard expansion is kept: DO=1 clients, who need its proof, are sent upstream.
+    """
+    if not rrset.sigs or not is_wildcard_expansion(rrset):
+        limited = limit(rrset, now)
+        return None if isinstance(limited, Refusal) else limited
+    ttl = min(rrset.ttl, DEFAULT_MAX_TTL)
+    for _, _, rdata in records(rrset.sigs):
+        sig = rrsig_fields(rdata)
+        left = (sig.expiration - int(now)) & 0xFFFFFFFF
+        ttl = min(ttl, sig.original_ttl, left if left < 1 << 31 else 0)
+    return rrset._replace(ttl=ttl) if ttl > 0 else None

@@ -1,0 +1,136 @@
+"""The order in which a question is looked up: stages, one after the other, until one of them knows.
+
+The whole order is: local data, hints, cache, SWILD, forward, stale. Here are the order itself and the cache; each stage
+decides only whether it can answer, and knows no other stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Sequence
+from typing import Any, Protocol
+
+from cachebus.answer import Evidence, RRset
+from cachebus.cache import Cache, Cached, Lookup
+from cachebus.ports import Clock
+from cachebus.shim.query import Ede, Query, Response
+from cachebus.wire import rrtypes
+from cachebus.wire.message import NOERROR, REFUSED, SERVFAIL
+from cachebus.wire.name import label_count
+
+Found = Response | Coroutine[Any, Any, Response | None] | None
+"""What a stage gives: an answer, one that has to be waited for (and may turn out None), or None: ask the next."""
+
+NOT_AN_RRSET = frozenset({rrtypes.ANY, rrtypes.RRSIG, rrtypes.SIG})
+"""Types whose answer is not one RRset of a name: the cache cannot know it whole."""
+
+
+class Stage(Protocol):
+    """One place where an answer may be found."""
+
+    def answer(self, query: Query, now: float) -> Found:
+        """The answer, a coroutine that gives it, or None when this stage has none. Never raises, never blocks."""
+        ...
+
+
+class LookupOrder:
+    """Asks the stages in order. Answers without waiting where no stage waits: that is the path of a cache hit."""
+
+    def __init__(self, stages: Sequence[Stage], clock: Clock) -> None:
+        self._stages = tuple(stages)
+        self._clock = clock
+
+    def answer(self, query: Query, now: float) -> Response | Coroutine[Any, Any, Response]:
+        """The response, or a coroutine that gives it."""
+        return self._from(0, query, now)
+
+    def _from(self, first: int, query: Query, now: float) -> Response | Coroutine[Any, Any, Response]:
+        for index in range(first, len(self._stages)):
+            found = self._stages[index].answer(query, now)
+            if isinstance(found, Response):
+                return found
+            if found is not None:
+                return self._wait(found, index + 1, query)
+        return _nothing_found(query)
+
+    async def _wait(self, found: Coroutine[Any, Any, Response | None], then: int, query: Query) -> Response:
+        response = await found
+        if response is not None:
+            return response
+        rest = self._from(then, query, self._clock())
+        return rest if isinstance(rest, Response) else await rest
+
+
+def _nothing_found(query: Query) -> Response:
+    if not query.recursion_desired:
+        return Response(REFUSED, errors=((Ede.NOT_AUTHORITATIVE, "recursion is off for this question"),))
+    return Response(SERVFAIL, errors=((Ede.NO_REACHABLE_AUTHORITY, "no upstream answered"),))
+
+
+class CacheStage:
+    """Answers from the node's cache, positive and negative, when what it holds is all this client may want.
+
+    - A DO=1 client gets RRsets with their RRSIGs, or ones that our own upstream, asked with DO=1, gave without. What a
+      peer told us without RRSIGs may be signed all the same: it goes upstream.
+    - Neither a wildcard expansion nor a signed zone's denial is kept with its proof, so DO=1 goes upstream for both.
+    - A CD=1 client must not be handed data that nobody validated and that its own upstream did not say: local data
+      and `validated` data only.
+    """
+
+    def __init__(self, cache: Cache, *, last_resort: bool = False) -> None:
+        """`last_resort`: asked after every upstream failed, so unsigned bus data is better than nothing."""
+        self._cache = cache
+        self._last_resort = last_resort
+        self.hits = 0
+        self.unsuitable = 0
+
+    def answer(self, query: Query, now: float) -> Response | None:
+        """The cached answer, TTLs counted down to `now`, or None."""
+        if query.qtype in NOT_AN_RRSET:
+            return None
+        found = self._cache.resolve(query.qname, query.qtype, now)
+        if found is None or not found.complete:
+            return None
+        if not self._suits(query, found):
+            self.unsuitable += 1
+            return None
+        self.hits += 1
+        chain = tuple([cached.rrset for cached in found.chain])
+        if _is_negative(found):
+            return Response(found.rcode, chain, () if found.soa is None else (found.soa,))
+        authentic = all(one.evidence is Evidence.VALIDATED for one in found.chain)
+        return Response(found.rcode, chain, (), authentic)
+
+    def _suits(self, query: Query, found: Lookup) -> bool:
+        if not query.do and not query.checking_disabled:
+            return True
+        if query.checking_disabled and not all(map(_safe_unchecked, found.chain)):
+            return False
+        if not query.do:
+            return True
+        if _is_negative(found):
+            return False
+        after_dname = False
+        for cached in found.chain:
+            rrset = cached.rrset
+            synthesised = after_dname and rrset.type == rrtypes.CNAME
+            after_dname = rrset.type == rrtypes.DNAME
+            if rrset.sigs:
+                if is_wildcard_expansion(rrset):
+                    return False
+            elif not (synthesised or cached.local or (self._last_resort and not query.checking_disabled)):
+                return False
+        return True
+
+
+def _is_negative(found: Lookup) -> bool:
+    return found.rcode != NOERROR or not found.chain or found.chain[-1].rrset.owner != found.target
+
+
+def _safe_unchecked(cached: Cached) -> bool:
+    return cached.local or cached.evidence is Evidence.VALIDATED
+
+
+def is_wildcard_expansion(rrset: RRset) -> bool:
+    """Whether the first RRSIG counts fewer labels than the owner has (RFC 4035 section 5.3.4)."""
+    owner_labels = label_count(rrset.owner) - rrset.owner.startswith(b"\x01*")
+    return rrset.sigs[15] < owner_labels

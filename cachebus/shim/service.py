@@ -1,0 +1,89 @@
+"""One client message in, one reply out: access, look-up, composing, and how much may be under way at once.
+
+The listeners (`server.py`) bring the bytes and take the reply away; where answers come from is `lookup.py`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Sequence
+from ipaddress import ip_address
+from typing import Any
+
+from cachebus.ports import Clock
+from cachebus.shim.lookup import LookupOrder
+from cachebus.shim.query import Drop, Ede, Error, Query, Response, parse_query
+from cachebus.shim.reply import MAX_STREAM_PAYLOAD, compose_error, compose_reply, udp_limit
+from cachebus.shim.settings import Network
+from cachebus.wire.message import NXDOMAIN, REFUSED, SERVFAIL
+
+MAX_REMEMBERED_CLIENTS = 4096
+"""Addresses whose access was looked up; then the memory starts afresh."""
+
+Answered = bytes | Coroutine[Any, Any, bytes] | None
+"""A reply, a coroutine that gives it, or None: silence."""
+
+_OVERLOADED = Response(SERVFAIL, errors=((Ede.NOT_READY, "too many questions under way"),))
+_PROHIBITED = Response(REFUSED, errors=((Ede.PROHIBITED, "not served"),))
+
+
+class Service:
+    """Answers client messages. Any bytes give a reply or silence, and never an exception."""
+
+    def __init__(self, order: LookupOrder, allow: Sequence[Network], max_in_flight: int, clock: Clock) -> None:
+        self._order = order
+        self._allow = tuple(allow)
+        self._max_in_flight = max_in_flight
+        self._clock = clock
+        self._clients: dict[str, bool] = {}
+        self.in_flight = 0
+        self.counters = dict.fromkeys(
+            ("queries", "prohibited", "overloaded", "errors", "servfail", "nxdomain", *(drop.value for drop in Drop)), 0
+        )
+
+    def handle(self, data: bytes, client: str, *, stream: bool) -> Answered:
+        """Take one message from the address `client`; on a stream a reply may be as big as its length prefix allows."""
+        self.counters["queries"] += 1
+        query = parse_query(data)
+        if isinstance(query, Drop):
+            self.counters[query.value] += 1
+            return None
+        if isinstance(query, Error):
+            self.counters["errors"] += 1
+            return compose_error(query)
+        limit = MAX_STREAM_PAYLOAD if stream else udp_limit(query.edns)
+        if not self._is_allowed(client):
+            self.counters["prohibited"] += 1
+            return compose_reply(query, _PROHIBITED, limit)
+        response = self._order.answer(query, self._clock())
+        if isinstance(response, Response):
+            return self._compose(query, response, limit)
+        if self.in_flight >= self._max_in_flight:
+            response.close()
+            self.counters["overloaded"] += 1
+            return compose_reply(query, _OVERLOADED, limit)
+        return self._wait(query, response, limit)
+
+    async def _wait(self, query: Query, response: Coroutine[Any, Any, Response], limit: int) -> bytes:
+        self.in_flight += 1
+        try:
+            return self._compose(query, await response, limit)
+        finally:
+            self.in_flight -= 1
+
+    def _compose(self, query: Query, response: Response, limit: int) -> bytes:
+        if response.rcode == SERVFAIL:
+            self.counters["servfail"] += 1
+        elif response.rcode == NXDOMAIN:
+            self.counters["nxdomain"] += 1
+        return compose_reply(query, response, limit)
+
+    def _is_allowed(self, client: str) -> bool:
+        known = self._clients.get(client)
+        if known is None:
+            if len(self._clients) >= MAX_REMEMBERED_CLIENTS:
+                self._clients.clear()
+            address = ip_address(client.partition("%")[0])
+            known = self._clients[client] = any(
+                address.version == network.version and address in network for network in self._allow
+            )
+        return known

@@ -1,0 +1,81 @@
+"""The shim as one running thing: listeners, lookup order, upstreams and what is learned from them, put together.
+
+Decides nothing itself; it reads like the lookup order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from cachebus.cache import Cache
+from cachebus.ports import Clock
+from cachebus.shim.forward import Forwarder
+from cachebus.shim.learn import Learned, Learner, UpstreamJudge
+from cachebus.shim.lookup import CacheStage, LookupOrder
+from cachebus.shim.server import Server
+from cachebus.shim.service import Service
+from cachebus.shim.settings import Endpoint, ShimSettings
+from cachebus.shim.upstream import Upstream
+
+
+class Shim:
+    """A DNS server that answers from the node's cache and asks upstreams for the rest.
+
+    `learned` is called with each answer that may be shared; what may not is in `cache` already, as is what may.
+    """
+
+    def __init__(self, settings: ShimSettings, cache: Cache, learned: Learned, clock: Clock) -> None:
+        self._upstreams = [Upstream(upstream) for upstream in settings.upstreams]
+        judges: dict[Upstream, UpstreamJudge] = {}
+        self._learner = Learner(settings.node, cache, judges, learned)
+        self._cached = CacheStage(cache)
+        self._forwarder = Forwarder(settings, self._upstreams, self._learner.learn, clock)
+        self._last_resort = CacheStage(cache, last_resort=True)
+        order = LookupOrder([self._cached, self._forwarder, self._last_resort], clock)
+        self._service = Service(order, settings.allow, settings.max_in_flight, clock)
+        self._server = Server(settings.listen, self._service, settings.max_tcp_connections)
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Where it listens, once entered."""
+        return self._server.endpoints
+
+    async def __aenter__(self) -> Self:
+        await self._server.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._server.__aexit__(kind, error, trace)
+        await self._forwarder.close()
+        for upstream in self._upstreams:
+            await upstream.close()
+
+    def statistics(self) -> Mapping[str, int]:
+        """Counters since the start, and how much is under way now."""
+        upstreams = self._upstreams
+        found = {
+            **self._service.counters,
+            "in_flight": self._service.in_flight,
+            "hits": self._cached.hits,
+            "unsuitable": self._cached.unsuitable,
+            "last_resort": self._last_resort.hits,
+            "forwarded": self._forwarder.forwarded,
+            "joined": self._forwarder.joined,
+            "forward_failures": self._forwarder.failures,
+            "upstream_queries": sum(upstream.queries for upstream in upstreams),
+            "upstream_replies": sum(upstream.replies for upstream in upstreams),
+            "upstream_queries_stream": sum(upstream.queries_stream for upstream in upstreams),
+            "upstream_timeouts": self._forwarder.timeouts,
+            "upstream_stray_replies": sum(upstream.stray_replies for upstream in upstreams),
+            "upstream_malformed": sum(upstream.malformed for upstream in upstreams),
+            "learned": self._learner.shared,
+            "kept": self._learner.kept,
+            **self._server.statistics(),
+        }
+        for reason, count in self._learner.not_shared.items():
+            found[f"not_shared_{reason.value.replace('-', '_')}"] = count
+        return found
