@@ -1,7 +1,7 @@
 """Forwards what nothing here knows: which upstream to ask, when to ask again, when to give up.
 
-Equal questions share one look-up. The tries of one question race: a first server that answers late still wins over a second that never does. Decides
-nothing about what may be kept or shared (`learn.py`).
+Equal questions share one look-up. The tries of one look-up race: a first server that answers late still wins over a
+second that never does. Decides nothing about what may be kept or shared (`learn.py`).
 """
 
 from __future__ import annotations
