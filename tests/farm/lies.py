@@ -49,7 +49,11 @@ class Lie:
     label: str = "www"
     type: str = "A"
     may_hold: tuple[str, ...] = ()
-    """Types that a cluster may rightly hold for the asked name afterwards; nothing else at or below the zone."""
+    """Types that a cluster may rightly hold for the asked name afterwards."""
+    beside: tuple[str, ...] = ()
+    """`LABEL TYPE` of what else it may rightly hold in the zone."""
+    also_told_for: str = ""
+    """A second label the lie is told for."""
 
     @property
     def zone(self) -> str:
@@ -58,6 +62,14 @@ class Lie:
     @property
     def question(self) -> Question:
         return Question(f"{self.label}.{self.zone}", self.type)
+
+    @property
+    def rightly_held(self) -> set[tuple[str, str]]:
+        """(owner, type) of everything at or below the zone that may be believed."""
+        beside = (entry.split() for entry in self.beside)
+        return {(self.question.name, rrtype) for rrtype in self.may_hold} | {
+            (f"{label}.{self.zone}", rrtype) for label, rrtype in beside
+        }
 
 
 def a(owner: str | bytes, address: bytes = TRUE, ttl: int = TTL) -> bytes:
@@ -100,7 +112,10 @@ def _two_cnames(query: Query, zone: str) -> bytes:
 
 
 def _cname_loop(query: Query, zone: str) -> bytes:
-    return reply(query, cname(query.owner, f"next.{zone}"), cname(f"next.{zone}", query.name))
+    first, second = f"www.{zone}", f"next.{zone}"
+    if query.name == first:
+        return reply(query, cname(query.owner, second), cname(second, first))
+    return reply(query, cname(query.owner, first), cname(first, second))
 
 
 def _forged_cname(query: Query, zone: str) -> bytes:
@@ -110,8 +125,6 @@ def _forged_cname(query: Query, zone: str) -> bytes:
 
 def _cname_and(rcode: int) -> Tell:
     def tell(query: Query, zone: str) -> bytes:
-        if not query.name.startswith("www."):
-            return nodata(query, zone, rcode=rcode)
         soa = record(zone, "SOA", 60, wire_name(f"ns.{zone}") * 2 + struct.pack("!IIIII", 1, 2, 3, 4, 60))
         return reply(query, cname(query.owner, f"gone.{zone}"), authority=(soa,), rcode=rcode)
 
@@ -204,8 +217,8 @@ LIES = {
         Lie("sibling-zone", _sibling_zone, may_hold=("A",)),
         Lie("cname-out", _cname_out, may_hold=("CNAME",)),
         Lie("two-cnames", _two_cnames),
-        Lie("cname-loop", _cname_loop),
-        Lie("forged-cname", _forged_cname, label="www.tree"),
+        Lie("cname-loop", _cname_loop, also_told_for="next"),
+        Lie("forged-cname", _forged_cname, label="www.tree", beside=("tree DNAME",)),
         Lie("nodata-with-cname", _cname_and(0), may_hold=("CNAME",)),
         Lie("nxdomain-with-cname", _cname_and(3)),
         Lie("wrong-id", _wrong_id),
@@ -312,6 +325,9 @@ class Liar:
         if query.name.endswith(SIGNED_EVIL):
             return self.signed(query)
         lie = next((lie for lie in LIES.values() if f".{query.name}".endswith(f".{lie.zone}")), None)
-        if lie is None or query.type != lie.type or query.name == lie.zone:
-            return nodata(query, lie.zone if lie else EVIL)
-        return lie.tell(query, lie.zone)
+        if lie is None:
+            return nodata(query, EVIL)
+        names = {lie.question.name, f"{lie.also_told_for}.{lie.zone}"}
+        if lie.name == "honest" or (query.name in names and query.type == lie.type):
+            return lie.tell(query, lie.zone)
+        return nodata(query, lie.zone)

@@ -19,7 +19,7 @@ class Unbound(Process):
 
     `stubs` says which address is authoritative for which zone; point them at a closed port for a resolver whose
     upstreams are dead. `anchors` are DS or DNSKEY records; without any, nothing is validated. `server` holds further
-    lines for the `server:` clause, `extra` whole clauses.
+    lines for the `server:` clause, `extra` whole clauses. Without `dnstap_queries` no RESOLVER_QUERY is logged.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Unbound(Process):
         stubs: Mapping[str, Endpoint] | None = None,
         anchors: Sequence[str] = (),
         dnstap: Path | None = None,
+        dnstap_queries: bool = True,
         server: Sequence[str] = (),
         extra: Sequence[str] = (),
     ) -> None:
@@ -40,6 +41,7 @@ class Unbound(Process):
         self.stubs = dict(stubs or {})
         self.anchors = list(anchors)
         self.dnstap = dnstap
+        self.dnstap_queries = dnstap_queries
         self.server = list(server)
         self.extra = list(extra)
 
@@ -72,7 +74,8 @@ class Unbound(Process):
         if self.dnstap:
             lines += [
                 f'dnstap:\n  dnstap-enable: yes\n  dnstap-socket-path: "{self.dnstap}"\n  dnstap-bidirectional: yes',
-                "  dnstap-log-resolver-query-messages: yes\n  dnstap-log-resolver-response-messages: yes",
+                f"  dnstap-log-resolver-query-messages: {'yes' if self.dnstap_queries else 'no'}",
+                "  dnstap-log-resolver-response-messages: yes",
                 "  dnstap-log-client-query-messages: yes\n  dnstap-log-client-response-messages: yes",
                 "  dnstap-log-forwarder-query-messages: yes\n  dnstap-log-forwarder-response-messages: yes",
             ]
@@ -106,6 +109,15 @@ class Unbound(Process):
         """Forget everything: as after a restart, without one."""
         self.control("flush_zone", ".")
         self.control("flush_infra", "all")
+
+    def held(self) -> dict[tuple[str, str], set[str]]:
+        """What its cache holds: (owner, type) to the RDATA, negative entries and RRSIGs left out."""
+        held: dict[tuple[str, str], set[str]] = {}
+        for line in self.control("dump_cache").splitlines():
+            fields = line.split(None, 4)
+            if len(fields) == 5 and fields[1].isdigit() and fields[2] == "IN" and fields[3] not in {"RRSIG", "NSEC"}:
+                held.setdefault((fields[0].lower(), fields[3]), set()).add(fields[4])
+        return held
 
     def statistics(self) -> dict[str, float]:
         """Counters since the start, e.g. `total.num.queries`, `total.num.recursivereplies`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import dns.flags
@@ -14,22 +13,10 @@ from tests.farm.bind import Bind
 from tests.farm.client import Question, ask_all, data, signatures
 from tests.farm.recursor import Recursor
 from tests.farm.unbound import Unbound
-from tests.farm.zones import Zones, make_zones
+from tests.farm.zones import Zones
 from tests.servers import require
 
 pytestmark = pytest.mark.interop
-
-
-@pytest.fixture(scope="module")
-def zones(tmp_path_factory: pytest.TempPathFactory) -> Zones:
-    return make_zones(tmp_path_factory.mktemp("zones"))
-
-
-@pytest.fixture(scope="module")
-def nsd(tmp_path_factory: pytest.TempPathFactory, zones: Zones) -> Iterator[Nsd]:
-    require("nsd")
-    with Nsd(tmp_path_factory.mktemp("f"), zones.files) as server:
-        yield server
 
 
 def test_there_are_200_questions_of_all_common_types(zones: Zones) -> None:

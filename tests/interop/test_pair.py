@@ -1,0 +1,76 @@
+"""Two real resolvers share what they learn: the acceptance of the spine, with each server as the source."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.farm.authoritative import Nsd
+from tests.farm.bind import Bind
+from tests.farm.client import ask_all
+from tests.farm.node import dnstap_source
+from tests.farm.pair import SHARED_WITHIN, Pair, check_same, dead_upstreams, snoop_until_there
+from tests.farm.recursor import Recursor
+from tests.farm.unbound import Unbound
+from tests.farm.zones import Zones
+from tests.servers import require
+
+pytestmark = pytest.mark.interop
+
+
+def share(pair: Pair, source: Unbound | Bind | Recursor, zones: Zones, *, secure: bool) -> None:
+    """Ask the source resolver everything; soon Unbound B knows it all."""
+    pair.wait_for_source()
+    learned = ask_all(source.endpoint, zones.questions)
+    assert len(learned) == len(set(zones.questions))
+    snoop_until_there(pair.unbound_b.endpoint, zones.questions, SHARED_WITHIN)
+    check_same(zones, learned, ask_all(pair.unbound_b.endpoint, zones.questions), secure=secure)
+
+
+def test_unbound_fills_a_validating_unbound_without_upstreams(
+    farm: Path, running: ExitStack, zones: Zones, nsd: Nsd
+) -> None:
+    require("unbound")
+    tap = farm / "tap"
+    pair = Pair(farm, dnstap_source(tap, validating=True), dead_upstreams(zones.names), [zones.anchor])
+    pair.start(running)
+    stubs = dict.fromkeys(zones.names, nsd.endpoint)
+    source = running.enter_context(Unbound(farm, stubs=stubs, anchors=[zones.anchor], dnstap=tap))
+    share(pair, source, zones, secure=True)
+
+
+def test_bind_fills_a_validating_unbound_without_upstreams(
+    farm: Path, running: ExitStack, zones: Zones, nsd: Nsd
+) -> None:
+    require("unbound", "bind")
+    tap = farm / "tap"
+    pair = Pair(farm, dnstap_source(tap, validating=True), dead_upstreams(zones.names), [zones.anchor])
+    pair.start(running)
+    stubs = dict.fromkeys(zones.names, nsd.endpoint)
+    source = running.enter_context(Bind(farm, stubs=stubs, anchors=[zones.anchor], dnstap=tap))
+    share(pair, source, zones, secure=True)
+
+
+def test_pdns_recursor_fills_an_unbound_that_does_not_validate(
+    farm: Path, running: ExitStack, zones: Zones, nsd: Nsd
+) -> None:
+    require("unbound", "pdns-recursor")
+    tap = farm / "tap"
+    pair = Pair(farm, dnstap_source(tap, trust=["authoritative"]), dead_upstreams(zones.names))
+    pair.start(running)
+    source = running.enter_context(Recursor(farm, stubs=dict.fromkeys(zones.names, nsd.endpoint), dnstap=tap))
+    share(pair, source, zones, secure=False)
+
+
+def test_pdns_recursor_fills_a_validating_unbound_that_checks_for_itself(
+    farm: Path, running: ExitStack, zones: Zones, nsd: Nsd
+) -> None:
+    require("unbound", "pdns-recursor")
+    tap = farm / "tap"
+    stubs = dict.fromkeys(zones.names, nsd.endpoint)
+    pair = Pair(farm, dnstap_source(tap, trust=["authoritative"]), stubs, [zones.anchor])
+    pair.start(running)
+    source = running.enter_context(Recursor(farm, stubs=stubs, dnstap=tap))
+    share(pair, source, zones, secure=True)
