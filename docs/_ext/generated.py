@@ -36,10 +36,12 @@ def _replace_markers(_app: Sphinx, _page: str, source: list[str]) -> None:
 
 def configuration() -> str:
     """One section per model, one table row per key."""
-    schema = importlib.import_module("cachebus.config").json_schema()
-    definitions: dict[str, Schema] = schema.get("$defs", {})
+    models = importlib.import_module("cachebus.config.models")
+    schema = models.Config.model_json_schema()
+    options = models.UdpOptions.model_json_schema()  # what the transport's type adds is in no other model
+    definitions: dict[str, Schema] = {**schema.get("$defs", {}), **options.get("$defs", {}), "UdpOptions": options}
     lines = _model("The top level", schema, definitions)
-    for name, definition in definitions.items():
+    for name, definition in sorted(definitions.items()):
         if "properties" in definition:
             lines += _model(name, definition, definitions)
     return "\n".join(lines)
@@ -50,8 +52,9 @@ def _model(title: str, model: Schema, definitions: Mapping[str, Schema]) -> list
     lines += ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     required = set(model.get("required", ()))
     for key, value in model.get("properties", {}).items():
-        default = "required" if key in required else _default(value)
-        lines.append(f"| `{key}` | {_type(value, definitions)} | {default} | {_cell(value.get('description', ''))} |")
+        kind = _type(value, definitions)
+        default = "required" if key in required else _default(value, kind)
+        lines.append(f"| `{key}` | {kind} | {default} | {_meaning(value, definitions)} |")
     return [*lines, ""]
 
 
@@ -59,11 +62,21 @@ def _label(title: str) -> str:
     return "config-" + title.lower().replace(" ", "-")
 
 
-def _default(value: Schema) -> str:
+def _meaning(value: Schema, definitions: Mapping[str, Schema]) -> str:
+    """The key's own words, or those of the section that it holds."""
+    target = definitions.get(value.get("$ref", "").rsplit("/", 1)[-1], {})
+    return _cell(value.get("description") or target.get("description", ""))
+
+
+def _default(value: Schema, kind: str) -> str:
     default = value.get("default")
-    if default is None or default in ({}, []):
-        return ""
-    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
+    if default is None or isinstance(default, dict) or default == []:
+        return ""  # none, or the section's own defaults
+    values = default if isinstance(default, list) else [default]
+    if "`authoritative`" in kind:
+        levels = importlib.import_module("cachebus.answer").Evidence
+        values = [levels(level).text if isinstance(level, int) else level for level in values]
+    return ", ".join(f"`{str(one).lower() if isinstance(one, bool) else one}`" for one in values)
 
 
 def _type(value: Schema, definitions: Mapping[str, Schema]) -> str:
@@ -83,12 +96,13 @@ def _type(value: Schema, definitions: Mapping[str, Schema]) -> str:
         case "array":
             return "list of " + _type(value.get("items", {}), definitions)
         case "object":
-            inner = value.get("additionalProperties")
+            inner = value.get("additionalProperties") or next(iter(value.get("patternProperties", {}).values()), None)
             return "map of " + _type(inner, definitions) if isinstance(inner, dict) else "map"
         case str(word):
             return word
         case _:
-            return "any"
+            # Durations and sizes are numbers or text; their title begins with the word for them.
+            return value.get("title", "any").partition(":")[0]
 
 
 def _cell(text: str) -> str:
@@ -100,7 +114,7 @@ def _cell(text: str) -> str:
 
 def commands() -> str:
     """One section per verb: its usage, its words, its options."""
-    root = importlib.import_module("cachebus.cli").main
+    root = importlib.import_module("cachebus.cli").cachebus
     return "\n".join(line for path, command in _verbs(root) for line in _verb(path, command))
 
 
