@@ -1,0 +1,1 @@
+"""How people and monitoring look into a running node: the reports' shapes, the server, and its client."""

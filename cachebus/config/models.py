@@ -69,7 +69,7 @@ class Pairing(Enum):
 class ResolverFrames(Enum):
     """Whether a resolver's dnstap has RESOLVER_* frames."""
 
-    EXPECTED = "expected"
+    NORMAL = "normal"
     NONE = "none"
 
 
@@ -155,14 +155,14 @@ class DnstapEvidence(Section):
     """`require`: a response counts only with its query. `off` where the resolver does not log RESOLVER_QUERY."""
     evidence_window: Duration = Field(default=10.0, ge=0.1, le=300)
     """How long a response waits for its query and for a client's confirmation: 0.1 to 300 seconds."""
-    resolver_frames: ResolverFrames = ResolverFrames.EXPECTED
+    resolver_frames: ResolverFrames = ResolverFrames.NORMAL
     """`none` for resolvers that log no RESOLVER_* frames (Knot Resolver, dnsdist, CoreDNS)."""
     stale_ttl: Seconds = Field(default=STALE_TTL, ge=0, le=86400)
     """With `resolver_frames: none`: an answer whose TTL is not above this may be stale, and is refused."""
     validating: bool = False
     """The resolver validates DNSSEC, so an unsigned answer of it was found insecure, not merely unchecked."""
-    trusted_forwarders: tuple[str, ...] = Field(default=(), max_length=MAX_NAMES)
-    """Addresses of forwarders whose answers count when a client's answer confirms them."""
+    trusted_forwarders: tuple[Network, ...] = Field(default=(), max_length=MAX_NAMES)
+    """Addresses or networks of forwarders whose answers count when a client's answer confirms them."""
 
     @property
     def minimum_evidence(self) -> Evidence:
@@ -314,8 +314,8 @@ class UnboundSink(Section):
     """`unix:PATH` or ADDRESS:PORT of its control-interface."""
     tls: ControlTls | None = None
     """Certificates for a control-interface over TCP."""
-    rate: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Most answers per second that are written to it."""
+    rate: int | None = Field(default=None, ge=1, le=10_000)
+    """Most answers per second that are written to it; 1000 unless set."""
 
 
 class CallbackSink(Section):
@@ -323,8 +323,9 @@ class CallbackSink(Section):
 
     type: Literal["callback"]
     """callback"""
-    function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-    """`package.module:function`; it is called on the event loop and must not block."""
+    function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+    """`package.module:function`: called with each `Answer`; a coroutine function runs on the event loop, any other in a
+    thread."""
 
 
 Sink = Annotated[CacheSink | UnboundSink | CallbackSink, Field(discriminator="type")]

@@ -1,0 +1,153 @@
+"""The JSON shapes of the admin API, from the cache, the history and the parts' counters.
+
+Pure: `now` is an argument, and no part is known beyond what it counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from cachebus.admin.records import record_texts
+from cachebus.admin.view import Report
+from cachebus.answer import Refusal
+from cachebus.cache import Cache, Cached, Lookup
+from cachebus.presentation import TYPES, name_to_text, type_to_text
+from cachebus.wire.message import NXDOMAIN
+
+Counters = Mapping[str, int | Mapping[Refusal, int] | Mapping[str, int]]
+"""A part's statistics: numbers by snake_case name, and numbers by reason under a name such as `refused`."""
+
+TRANSPORT_COUNTERS = ("sent", "received", "accepted", "refused", "dropped", "gaps")
+"""What the contract shows of every transport, also while it is 0."""
+MAX_HISTORY = 1000
+"""Events shown of one name."""
+_NEVER_HELD = frozenset({41, 249, 250, 251, 252, 255})
+"""OPT and the question-only types: no cache entry can have them."""
+
+
+class Event(Protocol):
+    """Something that happened to a name, as the history keeps it."""
+
+    @property
+    def time(self) -> float: ...
+
+    @property
+    def node(self) -> str: ...
+
+    @property
+    def event(self) -> str: ...
+
+    @property
+    def detail(self) -> str: ...
+
+
+def status_report(
+    *,
+    node: str,
+    cluster: str,
+    uptime: float,
+    cache: Mapping[str, int],
+    sources: Mapping[str, Counters],
+    transports: Mapping[str, Counters],
+    sinks: Mapping[str, Counters],
+    shim: Counters | None = None,
+    version: str = "",
+) -> dict[str, Any]:
+    """Shape `status`: what each part, by its name in the configuration, has counted. `uptime` in seconds."""
+    report: dict[str, Any] = {
+        "node": node,
+        "cluster": cluster,
+        "uptime": round(uptime, 3),
+        "cache": dict(cache),
+        "sources": {name: _counters(counters) for name, counters in sources.items()},
+        "transports": {name: _transport(counters) for name, counters in transports.items()},
+        "sinks": {name: _counters(counters) for name, counters in sinks.items()},
+    }
+    if shim is not None:
+        report["shim"] = _counters(shim)
+    if version:
+        report["version"] = version
+    return report
+
+
+def _transport(counters: Counters) -> dict[str, Any]:
+    report: dict[str, Any] = {name: {} if name == "refused" else 0 for name in TRANSPORT_COUNTERS}
+    return report | _counters(counters)
+
+
+def _counters(counters: Counters) -> dict[str, Any]:
+    return {
+        name: value if isinstance(value, int) else {_word(reason): count for reason, count in value.items() if count}
+        for name, value in counters.items()
+    }
+
+
+def _word(reason: Refusal | str) -> str:
+    return reason.value if isinstance(reason, Refusal) else reason
+
+
+def lookup_report(cache: Cache, qname: bytes, qtype: int | None, now: float) -> list[dict[str, Any]]:
+    """Shape `lookup`: each RRset of the chain from `qname` to `qtype`; without a type everything held at `qname`."""
+    if qtype is None:
+        return [_cached(entry, qname, now) for entry in _everything(cache, qname, now)]
+    found = cache.resolve(qname, qtype, now)
+    return [] if found is None else _chain(cache, found, qtype, now)
+
+
+def _everything(cache: Cache, qname: bytes, now: float) -> list[Cached]:
+    codes = [code for code in TYPES if code not in _NEVER_HELD]
+    return [entry for code in (0, *codes) if (entry := cache.get(qname, code, now)) is not None]
+
+
+def _chain(cache: Cache, found: Lookup, qtype: int, now: float) -> list[dict[str, Any]]:
+    lines = [_cached(entry, entry.rrset.owner, now) for entry in found.chain]
+    if found.complete:
+        end = cache.get(found.target, 0 if found.rcode == NXDOMAIN else qtype, now)
+        if end is not None and end.negative:
+            lines.append(_cached(end, found.target, now, qtype))
+    return lines
+
+
+def _cached(entry: Cached, owner: bytes, now: float, asked: int | None = None) -> dict[str, Any]:
+    rrset = entry.rrset
+    report: dict[str, Any] = {
+        "name": name_to_text(owner),
+        "type": type_to_text(rrset.type if asked is None else asked),
+        "ttl": max(0, int(entry.expires - now)),
+        "records": [] if entry.negative else record_texts(rrset),
+        "origin": entry.origin,
+        "evidence": entry.evidence.text,
+        "transport": entry.transport,
+        "learned": round(entry.learned, 3),
+        "received": round(entry.received, 3),
+        "signer": entry.signer,
+        "rank": entry.rank.name.lower().replace("_", "-"),
+    }
+    if entry.negative:
+        report["negative"] = True
+    return report
+
+
+def why_report(
+    cache: Cache, history: Iterable[Event], qname: bytes, qtype: int | None, now: float
+) -> list[dict[str, Any]]:
+    """Shape `why`: as `lookup`, each with the history of the asked name; one line without data when nothing is held.
+
+    `history` is what happened to `qname`, oldest first; the newest `MAX_HISTORY` are shown.
+    """
+    events = [_event(event) for event in history][-MAX_HISTORY:]
+    held: Sequence[Report] = lookup_report(cache, qname, qtype, now)
+    if held:
+        return [{**line, "history": events} for line in held]
+    if not events:
+        return []
+    nothing = {
+        "name": name_to_text(qname), "type": type_to_text(qtype or 255), "ttl": 0, "records": [], "origin": "",
+        "evidence": "", "transport": "", "learned": None, "received": None,
+    }  # fmt: skip
+    return [{**nothing, "history": events}]
+
+
+def _event(event: Event) -> dict[str, Any]:
+    return {"time": round(event.time, 3), "node": event.node, "event": event.event, "detail": event.detail}
