@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "cachebus"
 author = "The cachebus developers"
-copyright = "2026, The cachebus developers"  # noqa: A001: Sphinx reads this name
+copyright = "2026, The cachebus developers"  # noqa: A001 - the name that Sphinx reads
 release = __version__
 
 extensions = ["myst_parser", "generated"]

@@ -1,7 +1,7 @@
 """Sphinx extension: reference pages written from the code itself, so that they cannot say something else.
 
-A page holds a marker such as `<!-- generated: configuration -->`; it is replaced by MyST text made from the configuration
-models, the click commands or the refusal reasons. Knows how to render, and nothing of what the keys mean.
+A page holds a marker such as `<!-- generated: configuration -->`; it is replaced by MyST text made from the
+configuration models, the click commands or the refusal reasons. Knows how to render, and nothing of what the keys mean.
 """
 
 from __future__ import annotations
