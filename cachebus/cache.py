@@ -33,8 +33,9 @@ FLUSH_MEMORY = 600
 """Seconds: nothing older than twice the largest fudge is accepted from the bus."""
 MAX_SOURCES = 60_000
 """Different (origin, transport, signer) that provenance tells apart; further ones are shown as unknown."""
-SPREAD = 0.1
-"""Part of a TTL by which bus data is shortened at most, so that a cluster's copies do not all expire at once."""
+SPREAD = 100
+"""Thousandths of a TTL by which bus data is shortened at most (trust rules 6.8). How much is a hash of node and name, so
+that a cluster's copies expire one after the other, and the first to ask again refreshes them all."""
 
 _ENTRY_OVERHEAD = 160
 """Bytes counted per entry beside key and value bytes: two objects' headers and the dict's share."""
@@ -163,9 +164,7 @@ class Cache:
             life = ttl * 1000
         else:
             rank = _BUS_RANK[answer.evidence]
-            # A hash of node and name takes up to a tenth off, so that the nodes' copies expire one after the other and
-            # the first to ask again refreshes them all.
-            life = ttl * (1000 - (zlib.crc32(owner, self._seed) % 1000) // 10)
+            life = ttl * (1000 - zlib.crc32(owner, self._seed) % SPREAD)
         now_ms = int(now * 1000)
         expires_ms = learned_ms + life
         if expires_ms <= now_ms:
@@ -256,6 +255,10 @@ class Cache:
             number = self._sources[source] = len(self._source_list)
             self._source_list.append(source)
         return number
+
+    def shortened(self, owner: bytes, ttl: int) -> int:
+        """The TTL, in whole seconds, that bus data with `ttl` gets on this node."""
+        return ttl * (1000 - zlib.crc32(owner, self._seed) % SPREAD) // 1000
 
     # What goes out
 

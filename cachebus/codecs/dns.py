@@ -21,6 +21,7 @@ from cachebus.filters.chain import DEFAULT_MAX_TTL, assemble
 from cachebus.ports import Sender
 from cachebus.wire import rrtypes
 from cachebus.wire.message import AA, AD, QR, cname_target, compose, parse
+from cachebus.wire.name import is_at_or_below
 from cachebus.wire.tsig import Key, Signer, Verified, Verifier
 
 MAX_MESSAGE = 1232
@@ -145,7 +146,7 @@ class DnsCodec:
             except (IndexError, struct.error):
                 return Refusal.MALFORMED
             if rrset is not None:
-                if rrset.__class__ is Refusal:
+                if isinstance(rrset, Refusal):
                     return rrset
                 answer = (rrset[0], rrset[1], (rrset,), evidence, origin, learned, False, self._settings.transport, key.text)
                 return (tuple.__new__(Answer, answer),)
@@ -216,7 +217,7 @@ class DnsCodec:
             if (
                 covered != qtype or size < 20 or sig_labels != labels or original > 0x7FFFFFFF or this > 0x7FFFFFFF
                 or not 0 < left < 0x80000000 or (second - inception) & 0x80000000
-                or not owner.endswith(_plain_signer(data, position + 30, position + 12 + size))
+                or not is_at_or_below(owner, _plain_signer(data, position + 30, position + 12 + size))
             ):  # fmt: skip
                 return None
             ttl = min(ttl, this, original, left)
@@ -330,10 +331,7 @@ def _labels(name: bytes) -> int:
 
 
 def _plain_signer(data: bytes, position: int, end: int) -> bytes:
-    """The uncompressed signer's name at `position`, lower case; something no owner ends with when it is malformed.
-
-    Only a suffix test is made with it: that it stands at a label's edge is shown by the labels the caller compares.
-    """
+    """The uncompressed signer's name at `position`, lower case; something no owner ends with when it is malformed."""
     start = position
     while position < end and (length := data[position]):
         if length > 63:

@@ -1,0 +1,125 @@
+"""Noise control: which answers are worth a message, by how often and how fast they come. Judges no content.
+
+More than half of all distinct records are asked for only once; sending those is work for every peer and use to none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cachebus.answer import Answer, Evidence, Refusal
+from cachebus.wire.name import ancestors
+
+MAX_REMEMBERED = 200_000
+"""Answers remembered in each of two generations; about 30 MB together when full."""
+MAX_ZONES = 20_000
+"""Zones whose rate is counted at once."""
+BURST = 2.0
+"""Seconds' worth of its rate that a cap lets through at once."""
+ZONE_LABELS = 2
+"""A zone, for its rate cap, is what the last two labels say: where cuts are is not known here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseSettings:
+    """What the `share` section says about quantity. None switches a rule off."""
+
+    second_sighting: float | None = None
+    """Seconds within which a name must be seen twice."""
+    node_rate: float | None = None
+    """Answers per second that this node sends."""
+    zone_rate: float | None = None
+    """Answers per second that this node sends of one zone."""
+
+
+class _Bucket:
+    """A token bucket."""
+
+    __slots__ = ("_rate", "_time", "_tokens")
+
+    def __init__(self, rate: float, now: float) -> None:
+        self._rate = rate
+        self._tokens = max(1.0, rate * BURST)
+        self._time = now
+
+    def take(self, now: float) -> bool:
+        gained = max(0.0, now - self._time) * self._rate
+        self._tokens = min(max(1.0, self._rate * BURST), self._tokens + gained)
+        self._time = now
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
+
+
+class _Memory:
+    """A bounded dict of two generations: when the young one is full, the old one is forgotten."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._young: dict[bytes, tuple[float, int, int]] = {}
+        self._old: dict[bytes, tuple[float, int, int]] = {}
+
+    def get(self, key: bytes) -> tuple[float, int, int] | None:
+        return self._young.get(key) or self._old.get(key)
+
+    def set(self, key: bytes, value: tuple[float, int, int]) -> None:
+        if len(self._young) >= self._limit and key not in self._young:
+            self._old, self._young = self._young, {}
+        self._young[key] = value
+
+
+class Noise:
+    """One node's memory of what it saw and sent."""
+
+    def __init__(self, settings: NoiseSettings, *, remember: int = MAX_REMEMBERED) -> None:
+        self._settings = settings
+        self._seen = _Memory(remember)
+        self._sent = _Memory(remember)
+        self._node: _Bucket | None = None
+        self._zones: dict[bytes, _Bucket] = {}
+
+    def refuse(self, answer: Answer, now: float) -> Refusal | None:
+        """Why this answer is not worth a message now; None counts it as sent."""
+        key = answer.qname + answer.qtype.to_bytes(2, "big")
+        content = hash(tuple(rrset.rrs for rrset in answer.rrsets))
+        if self._is_known(key, content, answer.evidence, now):
+            return Refusal.ALREADY_SHARED
+        if self._settings.second_sighting is not None and not self._seen_before(key, now):
+            return Refusal.FIRST_SIGHTING
+        if not self._within_rates(answer.qname, now):
+            return Refusal.RATE_LIMITED
+        self._sent.set(key, (answer.learned + answer.ttl / 2, content, answer.evidence))
+        return None
+
+    def _is_known(self, key: bytes, content: int, evidence: Evidence, now: float) -> bool:
+        sent = self._sent.get(key)
+        return sent is not None and sent[0] > now and sent[1] == content and sent[2] >= evidence
+
+    def _seen_before(self, key: bytes, now: float) -> bool:
+        assert self._settings.second_sighting is not None
+        last = self._seen.get(key)
+        self._seen.set(key, (now, 0, 0))
+        return last is not None and now - last[0] <= self._settings.second_sighting
+
+    def _within_rates(self, qname: bytes, now: float) -> bool:
+        settings = self._settings
+        if settings.zone_rate is not None:
+            zone = _zone(qname)
+            bucket = self._zones.get(zone)
+            if bucket is None:
+                if len(self._zones) >= MAX_ZONES:
+                    self._zones.clear()
+                bucket = self._zones[zone] = _Bucket(settings.zone_rate, now)
+            if not bucket.take(now):
+                return False
+        if settings.node_rate is not None:
+            if self._node is None:
+                self._node = _Bucket(settings.node_rate, now)
+            return self._node.take(now)
+        return True
+
+
+def _zone(name: bytes) -> bytes:
+    names = list(ancestors(name))
+    return names[max(0, len(names) - 1 - ZONE_LABELS)]

@@ -1,0 +1,143 @@
+"""source -> filters -> codec -> transport: what this node learned goes to its peers.
+
+Decides the order of the steps and nothing else: what may leave is the policy's, what is worth it the noise control's.
+`publish` never blocks: answers wait in one bounded queue, from which a task composes and sends them in slices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from cachebus.answer import Answer, Evidence, Refusal
+from cachebus.cache import Cache
+from cachebus.filters.noise import Noise
+from cachebus.filters.policy import Policy
+from cachebus.history import History
+from cachebus.ports import Clock, Codec, Transport
+from cachebus.wire.message import same_data
+
+MAX_QUEUED = 20_000
+"""Answers waiting to be sent; about four seconds of what one core composes. The oldest are dropped."""
+SLICE = 64
+"""Answers composed before the event loop gets its turn: about 2 ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlet:
+    """One transport with its codec."""
+
+    name: str
+    codec: Codec
+    transport: Transport
+
+
+class Publisher:
+    """Sends answers on every outlet. A running thing: leaving it sends what is queued first."""
+
+    def __init__(
+        self, *, policy: Policy, noise: Noise, cache: Cache, outlets: Sequence[Outlet], history: History, clock: Clock
+    ) -> None:
+        self._policy = policy
+        self._noise = noise
+        self._cache = cache
+        self._outlets = outlets
+        self._history = history
+        self._clock = clock
+        self._queue: deque[Answer] = deque()
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._task: asyncio.Task[None] | None = None
+        self.published = 0
+        self.dropped = 0
+        self.refused: dict[Refusal, int] = {}
+        self.left_out: dict[str, dict[Refusal, int]] = {outlet.name: {} for outlet in outlets}
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._send_queued(), name="publisher")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._idle.wait()
+        for outlet in self._outlets:
+            await outlet.transport.flush()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    def publish(self, answer: Answer) -> Refusal | None:
+        """Keep what this node learned in its cache, and queue it for the peers if it may and should go there.
+
+        Gives the reason when it is not queued; every reason is counted.
+        """
+        now = self._clock()
+        known = self._known_from_peer(answer, now)
+        stored = self._cache.put(answer, now)
+        refusal = self._policy.refuse_to_share(answer) or known
+        if refusal is None and stored in (Refusal.FLUSHED, Refusal.EXPIRED):
+            refusal = stored
+        if refusal is None and self._outlets:
+            refusal = self._noise.refuse(answer, now)
+        if refusal is not None:
+            self._refuse(answer, refusal, now)
+            return refusal
+        if not self._outlets:
+            return None
+        if len(self._queue) >= MAX_QUEUED:
+            self._queue.popleft()
+            self.dropped += 1
+        self._queue.append(answer)
+        self._idle.clear()
+        self._wake.set()
+        return None
+
+    def _known_from_peer(self, answer: Answer, now: float) -> Refusal | None:
+        for rrset in answer.rrsets:
+            cached = self._cache.get(rrset.owner, rrset.type, now)
+            if (
+                cached is None
+                or cached.local
+                or cached.evidence < answer.evidence
+                or cached.expires - now <= (cached.expires - cached.learned) / 2
+                or not same_data(cached.rrset, rrset)
+            ):
+                return None
+        return Refusal.KNOWN_FROM_PEER
+
+    def _refuse(self, answer: Answer, refusal: Refusal, now: float) -> None:
+        self.refused[refusal] = self.refused.get(refusal, 0) + 1
+        self._history.record(now, answer.qname, "not-shared", f"{answer.type}: {refusal.value}")
+
+    async def _send_queued(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                batch = [self._queue.popleft() for _ in range(min(SLICE, len(self._queue)))]
+                self._send(batch, self._clock())
+                await asyncio.sleep(0)
+            self._idle.set()
+
+    def _send(self, batch: Sequence[Answer], now: float) -> None:
+        for outlet in self._outlets:
+            messages, refusals = outlet.codec.encode(batch, now)
+            for message in messages:
+                outlet.transport.send(message)
+            left_out = self.left_out[outlet.name]
+            for refusal in refusals:
+                left_out[refusal] = left_out.get(refusal, 0) + 1
+        self.published += len(batch)
+        for answer in batch:
+            self._history.record(now, answer.qname, "shared", f"{answer.type}: {Evidence(answer.evidence).text}")
+
+    def statistics(self) -> Mapping[str, int]:
+        """Counters; refusals by reason are in `refused` and `left_out`."""
+        return {"published": self.published, "queued": len(self._queue), "dropped": self.dropped}
