@@ -10,9 +10,10 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import Protocol, Self
 
 from cachebus.answer import Answer, Refusal
+from cachebus.filters.verdict import Verdict as Verdict  # the word of `Judge`, defined where the judges are
 
 Clock = Callable[[], float]
 """Seconds since the epoch, wall clock. The daemon passes `time.time`, tests a `ManualClock`."""
@@ -22,17 +23,6 @@ Sender = tuple[str, int] | tuple[str, int, int, int] | str
 
 Receive = Callable[[bytes, Sender], None]
 """What a transport calls for each received datagram or envelope. Returns at once and never raises."""
-
-
-class Verdict(NamedTuple):
-    """What a judge decided about one frame. A later verdict on the same frame replaces the earlier (it only rises)."""
-
-    frame: int
-    """Number of the frame that carried the records, counted from 1 by the judge."""
-    answer: Answer | None
-    """The accepted answer, or None when refused."""
-    reason: Refusal | None
-    """Why it was refused, or None when accepted."""
 
 
 class Running(Protocol):
