@@ -1,4 +1,4 @@
-"""Asks a running node over its admin socket: synchronous, for the command line. Knows HTTP and JSON, not what they say."""
+"""Asks a running node over its admin socket: synchronous, for the command line. Knows HTTP and JSON only."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ Pure: `now` is an argument, and no part is known beyond what it counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cachebus.admin.records import record_texts
 from cachebus.admin.view import Report
@@ -24,22 +24,6 @@ MAX_HISTORY = 1000
 """Events shown of one name."""
 _NEVER_HELD = frozenset({41, 249, 250, 251, 252, 255})
 """OPT and the question-only types: no cache entry can have them."""
-
-
-class Event(Protocol):
-    """Something that happened to a name, as the history keeps it."""
-
-    @property
-    def time(self) -> float: ...
-
-    @property
-    def node(self) -> str: ...
-
-    @property
-    def event(self) -> str: ...
-
-    @property
-    def detail(self) -> str: ...
 
 
 def status_report(
@@ -130,13 +114,13 @@ def _cached(entry: Cached, owner: bytes, now: float, asked: int | None = None) -
 
 
 def why_report(
-    cache: Cache, history: Iterable[Event], qname: bytes, qtype: int | None, now: float
+    cache: Cache, history: Sequence[Mapping[str, object]], qname: bytes, qtype: int | None, now: float
 ) -> list[dict[str, Any]]:
     """Shape `why`: as `lookup`, each with the history of the asked name; one line without data when nothing is held.
 
-    `history` is what happened to `qname`, oldest first; the newest `MAX_HISTORY` are shown.
+    `history` is what `History.about` gives for `qname`, oldest first; the newest `MAX_HISTORY` are shown.
     """
-    events = [_event(event) for event in history][-MAX_HISTORY:]
+    events = list(history[-MAX_HISTORY:])
     held: Sequence[Report] = lookup_report(cache, qname, qtype, now)
     if held:
         return [{**line, "history": events} for line in held]
@@ -147,7 +131,3 @@ def why_report(
         "evidence": "", "transport": "", "learned": None, "received": None,
     }  # fmt: skip
     return [{**nothing, "history": events}]
-
-
-def _event(event: Event) -> dict[str, Any]:
-    return {"time": round(event.time, 3), "node": event.node, "event": event.event, "detail": event.detail}

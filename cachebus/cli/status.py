@@ -1,0 +1,52 @@
+"""`cachebus status`: what a running node has counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cachebus.cli.common import json_option, print_json, socket_options, socket_path
+
+
+@click.command()
+@socket_options
+@json_option
+def status(socket: str | None, config: Path | None, as_json: bool) -> None:
+    """Show what a running node has sent, received, refused and dropped."""
+    from cachebus.admin.client import ask
+
+    report = ask(socket_path(socket, config), "status")
+    if as_json:
+        print_json(report)
+        return
+    for line in describe(report):
+        click.echo(line)
+
+
+def describe(report: Mapping[str, Any]) -> Iterator[str]:
+    """Write a status for people: a line per part, a line per part's refusals."""
+    uptime = timedelta(seconds=int(report.get("uptime", 0)))
+    yield f"node {report.get('node')} of cluster {report.get('cluster')}, up {uptime}"
+    yield f"cache: {_numbers(report.get('cache', {}))}"
+    for section, word in (("sources", "source"), ("transports", "transport"), ("sinks", "sink")):
+        for name, counters in report.get(section, {}).items():
+            yield from _part(f"{word} {name}", counters)
+    if "shim" in report:
+        yield from _part("shim", report["shim"])
+
+
+def _part(title: str, counters: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{title}: {_numbers(counters)}"
+    for name, reasons in counters.items():
+        if isinstance(reasons, Mapping) and reasons:
+            most_first = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+            yield f"  {name}: " + ", ".join(f"{reason} {count}" for reason, count in most_first)
+
+
+def _numbers(counters: Mapping[str, Any]) -> str:
+    shown = [f"{name.replace('_', ' ')} {value}" for name, value in counters.items() if not isinstance(value, Mapping)]
+    return ", ".join(shown) or "nothing counted"
