@@ -10,7 +10,7 @@ from typing import Any
 
 import dns.flags
 
-from tests.farm.client import Endpoint, Question, ask_all, data, signatures
+from tests.farm.client import Endpoint, Question, data, signatures
 from tests.farm.node import CachebusNode, Cluster, Config, unbound_sink
 from tests.farm.process import eventually
 from tests.farm.unbound import Unbound
@@ -70,19 +70,6 @@ class Pair:
             CONNECT_DEADLINE,
             "the resolver is connected to node a",
         )
-
-
-def snoop_until_there(resolver: Endpoint, questions: Sequence[Question], within: float) -> None:
-    """Wait until the resolver's cache has every answer, asking with RD=0 so that a miss costs and caches nothing."""
-    missing = list(questions)
-
-    def all_there() -> bool:
-        answers = ask_all(resolver, missing, recurse=False, timeout=2.0)
-        missing[:] = [question for question in missing if question not in answers or not answers[question].answer]
-        assert not missing, f"{len(missing)} names missing, among them {', '.join(map(str, missing[:5]))}"
-        return True
-
-    eventually(all_there, within, "the cache is filled")
 
 
 def check_same(zones: Zones, expected: Mapping[Question, Any], got: Mapping[Question, Any], *, secure: bool) -> None:

@@ -6,8 +6,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.farm.client import Endpoint
-from tests.farm.process import Process
+from tests.farm.client import Endpoint, Question
+from tests.farm.process import Process, eventually
 from tests.servers import find, free_port
 
 CONTROL_TIMEOUT = 10.0
@@ -118,6 +118,22 @@ class Unbound(Process):
             if len(fields) == 5 and fields[1].isdigit() and fields[2] == "IN" and fields[3] not in {"RRSIG", "NSEC"}:
                 held.setdefault((fields[0].lower(), fields[3]), set()).add(fields[4])
         return held
+
+    def answers(self) -> set[tuple[str, str]]:
+        """(name, type) of the positive answers in its cache; asked for over the control socket, it resolves nothing."""
+        lines = (line.split() for line in self.control("dump_cache").splitlines() if line.startswith("msg "))
+        return {(fields[1].lower(), fields[3]) for fields in lines if len(fields) > 8 and fields[8] != "0"}
+
+    def wait_for(self, questions: Sequence[Question], within: float) -> None:
+        """Until its cache has an answer to every question. A query, RD=0 too, would be sent on to dead upstreams."""
+
+        def all_there() -> bool:
+            answers = self.answers()
+            missing = [question for question in questions if (question.name, question.type) not in answers]
+            assert not missing, f"{len(missing)} names missing, among them {', '.join(map(str, missing[:5]))}"
+            return True
+
+        eventually(all_there, within, f"the cache of {self.name} is filled")
 
     def statistics(self) -> dict[str, float]:
         """Counters since the start, e.g. `total.num.queries`, `total.num.recursivereplies`."""

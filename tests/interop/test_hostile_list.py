@@ -31,7 +31,7 @@ from tests.farm.lies import (
     signed_question,
 )
 from tests.farm.node import dnstap_source
-from tests.farm.pair import Pair, dead_upstreams, snoop_until_there
+from tests.farm.pair import Pair, dead_upstreams
 from tests.farm.python_server import PythonServer
 from tests.farm.unbound import Unbound
 from tests.farm.zones import Zones
@@ -118,7 +118,7 @@ def outcome(
         questions = [lie.question for lie in LIES.values()] + [signed_question(lie) for lie in SIGNED_LIES]
         answers = ask_all(source.endpoint, [*questions, WILDCARD], timeout=TELL_ALL)
         assert ask(source.endpoint, SENTINEL)
-        snoop_until_there(pair.unbound_b.endpoint, [SENTINEL], ARRIVE)
+        pair.unbound_b.wait_for([SENTINEL], ARRIVE)
         yield Outcome(setting, server, pair, answers, pair.unbound_b.held())
 
 

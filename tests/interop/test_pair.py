@@ -11,7 +11,7 @@ from tests.farm.authoritative import Nsd
 from tests.farm.bind import Bind
 from tests.farm.client import ask_all
 from tests.farm.node import dnstap_source
-from tests.farm.pair import SHARED_WITHIN, Pair, check_same, dead_upstreams, snoop_until_there
+from tests.farm.pair import SHARED_WITHIN, Pair, check_same, dead_upstreams
 from tests.farm.recursor import Recursor
 from tests.farm.unbound import Unbound
 from tests.farm.zones import Zones
@@ -25,7 +25,7 @@ def share(pair: Pair, source: Unbound | Bind | Recursor, zones: Zones, *, secure
     pair.wait_for_source()
     learned = ask_all(source.endpoint, zones.questions)
     assert len(learned) == len(set(zones.questions))
-    snoop_until_there(pair.unbound_b.endpoint, zones.questions, SHARED_WITHIN)
+    pair.unbound_b.wait_for(zones.questions, SHARED_WITHIN)
     check_same(zones, learned, ask_all(pair.unbound_b.endpoint, zones.questions), secure=secure)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from tests.farm.authoritative import Nsd
 from tests.farm.client import Endpoint, Question, ask, ask_all, data
 from tests.farm.lies import FORGED_TEXT, SIGNED_EVIL, Liar, a, signed_question
 from tests.farm.node import dnstap_source
-from tests.farm.pair import Pair, dead_upstreams, snoop_until_there
+from tests.farm.pair import Pair, dead_upstreams
 from tests.farm.process import eventually
 from tests.farm.python_server import PythonServer, Query, nodata, record, reply
 from tests.farm.unbound import Unbound
@@ -43,7 +42,7 @@ def last_word(pair: Pair, resolver: Endpoint, name: str) -> None:
     """Ask for a name nobody asked for, and wait until B has it: whatever was asked before was judged by then."""
     sentinel = Question(f"{name}.wild.{PLAIN}", "A")
     assert ask(resolver, sentinel)
-    snoop_until_there(pair.unbound_b.endpoint, [sentinel], ARRIVE)
+    pair.unbound_b.wait_for([sentinel], ARRIVE)
 
 
 def forged(pair: Pair) -> set[tuple[str, str]]:
@@ -53,7 +52,7 @@ def forged(pair: Pair) -> set[tuple[str, str]]:
 @pytest.fixture(params=["authoritative", "confirmed"])
 def making_things_up(
     request: pytest.FixtureRequest, farm: Path, running: ExitStack, zones: Zones, nsd: Nsd
-) -> Iterator[tuple[Pair, Unbound]]:
+) -> tuple[Pair, Unbound]:
     """Unbound with RPZ, local data and DNS64, and the pair behind it."""
     require("unbound")
     (farm / "rpz.zone").write_text(RPZ)
@@ -74,7 +73,7 @@ def making_things_up(
     )
     running.enter_context(source)
     pair.wait_for_source()
-    yield pair, source
+    return pair, source
 
 
 def test_rpz_local_data_and_dns64_stay_where_they_are(making_things_up: tuple[Pair, Unbound]) -> None:
@@ -202,7 +201,7 @@ def test_what_the_bus_filled_is_not_shared_again(farm: Path, running: ExitStack,
     pair.wait_for_source()
     questions = [question for question in zones.questions if question.secure][:20] + zones.questions[:20]
     ask_all(source.endpoint, questions)
-    snoop_until_there(pair.unbound_b.endpoint, questions, ARRIVE)
+    pair.unbound_b.wait_for(questions, ARRIVE)
     before = pair.b.status()["sources"]["resolver"]["frames"]
     for _ in range(3):
         assert len(ask_all(pair.unbound_b.endpoint, questions)) == len(questions)

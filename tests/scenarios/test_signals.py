@@ -1,0 +1,91 @@
+"""SIGTERM ends a node cleanly and sends what is queued; SIGHUP reloads it without losing its cache."""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.farm.authoritative import Nsd
+from tests.farm.client import Question, ask_all
+from tests.farm.node import dnstap_source
+from tests.farm.pair import Pair, dead_upstreams
+from tests.farm.process import eventually
+from tests.farm.unbound import Unbound
+from tests.farm.zones import OTHER, Zones
+from tests.servers import require
+
+pytestmark = pytest.mark.interop
+
+ARRIVE = 10.0
+"""Seconds for a shared answer to arrive at B: far more than it takes."""
+ENDS_WITHIN = 5.0
+"""Seconds a node may take to end."""
+
+
+@pytest.fixture
+def scene(farm: Path, running: ExitStack, zones: Zones, nsd: Nsd) -> tuple[Pair, Unbound]:
+    require("unbound")
+    source_settings = dnstap_source(farm / "tap", trust=["authoritative"])
+    pair = Pair(farm, source_settings, dead_upstreams(zones.names), [zones.anchor])
+    pair.start(running)
+    stubs = dict.fromkeys(zones.names, nsd.endpoint)
+    source = running.enter_context(Unbound(farm, stubs=stubs, dnstap=farm / "tap"))
+    pair.wait_for_source()
+    return pair, source
+
+
+def plain(zones: Zones) -> list[Question]:
+    return [question for question in zones.questions if not question.secure]
+
+
+def test_sigterm_ends_a_node_cleanly_and_sends_what_is_queued(scene: tuple[Pair, Unbound], zones: Zones) -> None:
+    pair, source = scene
+    questions = plain(zones)
+    ask_all(source.endpoint, questions)
+    source.stop()  # at its end Unbound writes out the frames it still holds: node a gets them all at once
+    begun = time.monotonic()
+    assert pair.a.stop() == 0, pair.a.log_tail()
+    assert time.monotonic() - begun < ENDS_WITHIN
+    pair.unbound_b.wait_for(questions, ARRIVE)
+    assert pair.b.stop() == 0, pair.b.log_tail()
+    for node in (pair.a, pair.b):
+        assert "Traceback" not in node.log.read_text()
+
+
+def test_sighup_reloads_without_losing_the_cache(scene: tuple[Pair, Unbound], zones: Zones) -> None:
+    pair, source = scene
+    questions = [question for question in plain(zones) if question.name.endswith(OTHER)]
+    first, later = questions[:4], questions[4:]
+    ask_all(source.endpoint, first)
+    pair.unbound_b.wait_for(first, ARRIVE)
+    pair.b.config["share"]["deny"] = [question.name for question in later]
+    pair.b.file.write_text(yaml.safe_dump(pair.b.config))
+    entries = pair.b.status()["cache"]["entries"]
+    pair.b.signal(signal.SIGHUP)
+    begun = pair.b.transport()["refused"].get("denied", 0)
+
+    def denied() -> bool:
+        source.flush()
+        ask_all(source.endpoint, later)
+        return pair.b.transport()["refused"].get("denied", 0) > begun
+
+    eventually(denied, ARRIVE, "the new configuration is in force")
+    assert pair.b.running
+    assert pair.b.status()["cache"]["entries"] >= entries
+    assert all(pair.b.lookup(question) for question in first)
+
+
+def test_sighup_with_a_broken_configuration_changes_nothing(scene: tuple[Pair, Unbound], zones: Zones) -> None:
+    pair, source = scene
+    questions = plain(zones)[:4]
+    pair.b.file.write_text("node: b\nno-such-key: 1\n")
+    pair.b.signal(signal.SIGHUP)
+    eventually(lambda: "no-such-key" in pair.b.log.read_text(), ARRIVE, "the log says what is wrong")
+    ask_all(source.endpoint, questions)
+    pair.unbound_b.wait_for(questions, ARRIVE)
+    assert "Traceback" not in pair.b.log.read_text()
