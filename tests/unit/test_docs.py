@@ -135,9 +135,9 @@ def test_bind_takes_its_lines(tmp_path: Path) -> None:
 def command_lines() -> Iterator[tuple[str, list[str]]]:
     for block in blocks("sh"):
         for line in block.text.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            if "cachebus" in words:
-                yield f"{block.page}: {line.strip()}", words[words.index("cachebus") + 1 :]
+            words = shlex.split(re.sub(r"^sudo (-u \w+ )?", "", line), comments=True)
+            if words[:1] == ["cachebus"]:
+                yield f"{block.page}: {line.strip()}", words[1:]
 
 
 def command_of(words: list[str]) -> tuple[click.Command, click.Context, list[str]]:

@@ -20,8 +20,8 @@ MODULES = [
     for path in sorted((ROOT / directory).rglob("*.py"))
     if not path.name.endswith("_pb2.py") and path.stat().st_size
 ]
-MAX_MODULE = 500
-"""Lines: beyond that it holds two nouns."""
+MAX_MODULE = 550
+"""Lines: 500 are worth a hard look, beyond this it holds two nouns."""
 MAX_FUNCTION = 60
 """Lines, docstring included: beyond that nobody sees it whole."""
 TRANSPORTS_MAY_IMPORT = {"cachebus.ports", "cachebus.errors"}
