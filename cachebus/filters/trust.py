@@ -40,6 +40,9 @@ __all__ = [
 
 EXPIRY_INTERVAL = 0.25
 """Seconds between two looks at what has become too old; finer would cost each frame and gain nothing."""
+CLOCK_SET_BACK = 3600.0
+"""Seconds. Bytes that waited in a stalled process come with an earlier time than their neighbours, and windows must not
+close for that; a time further back is another clock, or the next capture."""
 _DATAGRAM = frozenset({1, 5})
 """dnstap's socket protocols that are UDP: plain, and DNSCrypt over it."""
 _ROOT = b"\0"
@@ -72,6 +75,7 @@ class DnstapJudge:
         self._tally = Tally()
         self._number = 0
         self._context = 0
+        self._clock = 0.0
         self._expired_at = 0.0
 
     def feed(self, frame: bytes, now: float) -> list[Verdict]:
@@ -80,7 +84,8 @@ class DnstapJudge:
         Verdicts may concern earlier frames, which are counted from 1. Never raises for bad bytes.
         """
         self._number += 1
-        verdicts = self._expire(now) if abs(now - self._expired_at) >= EXPIRY_INTERVAL else []
+        clock = self._advance(now)
+        verdicts = self._expire(clock) if abs(clock - self._expired_at) >= EXPIRY_INTERVAL else []
         try:
             decoded = decode(frame)
         except FrameError:
@@ -92,9 +97,15 @@ class DnstapJudge:
 
     def expire(self, now: float) -> list[Verdict]:
         """Give up what waited longer than its window: unpaired, unconfirmed."""
-        verdicts = self._expire(now)
+        verdicts = self._expire(self._advance(now))
         self._tally.count(verdicts)
         return verdicts
+
+    def _advance(self, now: float) -> float:
+        """The clock that windows go by: `now`, but not back a little."""
+        if now > self._clock or self._clock - now > CLOCK_SET_BACK:
+            self._clock = now
+        return self._clock
 
     def _expire(self, now: float) -> list[Verdict]:
         self._expired_at = now
@@ -130,7 +141,7 @@ class DnstapJudge:
                 self._context += 1
                 return self._client_response(frame, now)
             case MessageType.CLIENT_QUERY:
-                self._client_query(frame, now)
+                self._client_query(frame)
             case MessageType.RESOLVER_RESPONSE | MessageType.FORWARDER_RESPONSE if not without:
                 return self._response(frame, now)
             case MessageType.RESOLVER_QUERY | MessageType.FORWARDER_QUERY if not without:
@@ -150,7 +161,7 @@ class DnstapJudge:
             question = question_bytes(frame.message)
         except MessageError:
             return []
-        match, response = self._pairs.query(_key(frame), question, now)
+        match, response = self._pairs.query(_key(frame), question, self._clock)
         return [] if response is None else self._paired(response, match, now)
 
     def _response(self, frame: Frame, now: float) -> list[Verdict]:
@@ -172,7 +183,7 @@ class DnstapJudge:
             # Even a refused response uses up its query, should that come later.
             kept = None if refusal else response
             size = 0 if refusal else len(frame.message)
-            dropped = self._pairs.wait(key, question, kept, size, now=now)
+            dropped = self._pairs.wait(key, question, kept, size, now=self._clock)
             verdicts = [Verdict(other.number, None, Refusal.OVERLOAD) for other in dropped]
         else:
             verdicts = [] if refusal else self._paired(response, match, now)
@@ -219,7 +230,7 @@ class DnstapJudge:
             if not asides:
                 return [Verdict(number, None, links)]
             links, target = (), b""
-        case = Case(number, (message.qname, message.qtype), time=learned, arrived=now)
+        case = Case(number, (message.qname, message.qtype), time=learned, arrived=self._clock)
         return self._board.open(
             case,
             links,
@@ -235,7 +246,7 @@ class DnstapJudge:
 
     # What it told its clients
 
-    def _client_query(self, frame: Frame, now: float) -> None:
+    def _client_query(self, frame: Frame) -> None:
         message = frame.message
         if len(message) < HEADER_LENGTH:
             return
@@ -247,7 +258,7 @@ class DnstapJudge:
             return
         if unchecked:
             client = (frame.query_address, frame.query_port, message[:2])
-            self._clients.asked_unchecked(question, client, now)
+            self._clients.asked_unchecked(question, client, self._clock)
         else:
             self._clients.asked_checked(question)
 
@@ -265,7 +276,7 @@ class DnstapJudge:
             return []
         authenticated = bool(flags & AD)
         wanted = self._board.wants(question[0], authenticated=authenticated)
-        known = self._clients.is_known(question, now, authenticated=authenticated)
+        known = self._clients.is_known(question, self._clock, authenticated=authenticated)
         if known and not wanted:
             return []
         try:
@@ -279,7 +290,7 @@ class DnstapJudge:
             return []
         time = frame.response_time or now
         if not known:
-            self._clients.told(message, time, now, authenticated=authenticated)
+            self._clients.told(message, time, self._clock, authenticated=authenticated)
         return self._board.sight(message.answer, time, authenticated=authenticated) if not rcode else []
 
     def _client_alone(self, frame: Frame, now: float) -> list[Verdict]:
