@@ -34,8 +34,8 @@ FLUSH_MEMORY = 600
 MAX_SOURCES = 60_000
 """Different (origin, transport, signer) that provenance tells apart; further ones are shown as unknown."""
 SPREAD = 100
-"""Thousandths of a TTL by which bus data is shortened at most (trust rules 6.8). How much is a hash of node and name, so
-that a cluster's copies expire one after the other, and the first to ask again refreshes them all."""
+"""Thousandths of a TTL by which bus data is shortened at most (trust rules 6.8). How much is a hash of node and name:
+a cluster's copies expire one after the other, and the first to ask again refreshes them all."""
 
 _ENTRY_OVERHEAD = 160
 """Bytes counted per entry beside key and value bytes: two objects' headers and the dict's share."""
@@ -279,19 +279,19 @@ class Cache:
                 found = self.get(name, 0, now)
                 if found is not None:
                     self.hits += 1
-                    return Lookup(NXDOMAIN, tuple(chain), True, name, found.rrset if found.rrset.rrs else None)
+                    return _end(NXDOMAIN, chain, name, found)
             if found is not None:
                 self.hits += 1
                 if found.negative:
-                    return Lookup(NOERROR, tuple(chain), True, name, found.rrset if found.rrset.rrs else None)
-                return Lookup(NOERROR, (*chain, found), True, name)
+                    return _end(NOERROR, chain, name, found)
+                return Lookup(NOERROR, (*chain, found), complete=True, target=name)
             links = self._links(name, now)
             if not links:
                 break
             chain.extend(links)
             name = cname_target(links[-1].rrset)
         self.misses += 1
-        return Lookup(NOERROR, tuple(chain), False, name) if chain else None
+        return Lookup(NOERROR, tuple(chain), complete=False, target=name) if chain else None
 
     def _links(self, name: bytes, now: float) -> tuple[Cached, ...]:
         """The CNAME at `name`, and the DNAME that yields it where one is known."""
@@ -442,6 +442,12 @@ class Cache:
 def _alive(entries: dict[bytes, bytes], now_bytes: bytes) -> tuple[dict[bytes, bytes], int]:
     alive = {key: value for key, value in entries.items() if value[:8] > now_bytes}
     return alive, sum(map(len, alive)) + sum(map(len, alive.values())) + _ENTRY_OVERHEAD * len(alive)
+
+
+def _end(rcode: int, chain: list[Cached], name: bytes, found: Cached) -> Lookup:
+    """A negative end of a chain."""
+    soa = found.rrset if found.rrset.rrs else None
+    return Lookup(rcode, tuple(chain), complete=True, target=name, soa=soa)
 
 
 def _below(name: bytes, ancestor: bytes) -> bool:

@@ -62,11 +62,11 @@ class Codec(Protocol):
     """Answers to authenticated bytes and back. Pure: `now` is an argument."""
 
     def encode(self, answers: Sequence[Answer], now: float) -> tuple[list[bytes], list[Refusal]]:
-        """Compose, age and authenticate. Gives the messages to send, and a reason for each answer it had to leave out."""
+        """Compose, age and authenticate. Gives the messages, and a reason for each answer left out."""
         ...
 
     def decode(self, data: bytes, sender: Sender, now: float) -> Sequence[Answer] | Refusal:
-        """Authenticate, refuse replays, check the form. Gives the aged answers with origin and evidence, or a reason."""
+        """Authenticate, refuse replays, check the form. Gives aged answers with origin and evidence, or a reason."""
         ...
 
 

@@ -33,8 +33,11 @@ _FORM = QR | 0x7800 | 0x0200 | 0x000F
 """Flags that must read as a response, opcode QUERY, not truncated, NOERROR."""
 _ONE_QUESTION = b"\0\1"
 _ONLY_TSIG_BESIDE_ANSWER = b"\0\0\0\1"
-_PLAIN_TYPES = frozenset(range(1, 65536)) - rrtypes.NEVER_SHARED - rrtypes.INFRASTRUCTURE - frozenset(
-    {2, 3, 4, 5, 6, 7, 8, 9, 12, 14, 15, 17, 18, 21, 26, 33, 35, 36, 39}
+_PLAIN_TYPES = (
+    frozenset(range(1, 65536))
+    - rrtypes.NEVER_SHARED
+    - rrtypes.INFRASTRUCTURE
+    - frozenset({2, 3, 4, 5, 6, 7, 8, 9, 12, 14, 15, 17, 18, 21, 26, 33, 35, 36, 39})
 )
 """Types that the short way takes: never an alias, never with a name in RDATA that a sender may have compressed."""
 _SIGNATURE = struct.Struct("!HBBIII")
@@ -79,6 +82,11 @@ class DnsCodec:
         self._origins: dict[tuple[Sender, bytes], str] = {}
         self._youngest: dict[Sender, float] = {}
         self._any_level = settings.accept == frozenset(Evidence)
+
+    def inherit(self, previous: DnsCodec) -> None:
+        """Take over what the codec that this one replaces has seen, so that a reload opens no way for replays."""
+        self._verifier.inherit(previous._verifier)
+        self._youngest = previous._youngest
 
     # Out
 
@@ -148,7 +156,17 @@ class DnsCodec:
             if rrset is not None:
                 if isinstance(rrset, Refusal):
                     return rrset
-                answer = (rrset[0], rrset[1], (rrset,), evidence, origin, learned, False, self._settings.transport, key.text)
+                answer = (
+                    rrset[0],
+                    rrset[1],
+                    (rrset,),
+                    evidence,
+                    origin,
+                    learned,
+                    False,
+                    self._settings.transport,
+                    key.text,
+                )
                 return (tuple.__new__(Answer, answer),)
         return self._any_form(data, end, evidence, origin, key, learned, now)
 

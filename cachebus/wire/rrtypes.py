@@ -28,6 +28,6 @@ TSIG = 250
 ANY = 255
 
 NEVER_SHARED = frozenset({0, SIG, NXT, OPT, RRSIG, NSEC, NSEC3, *range(128, 256)})
-"""Types never shared as the asked type (trust rules, section 3): signatures and denials alone, meta and question types."""
+"""Types never shared as the asked type (trust rules, section 3): signatures, denials, meta types."""
 INFRASTRUCTURE = frozenset({NS, SOA, DS, DNSKEY, NSEC3PARAM, 59, 60, 62})
 """What resolvers steer by; shared with `share.infrastructure` only. 59, 60, 62: CDS, CDNSKEY, CSYNC."""

@@ -181,7 +181,7 @@ class Verified(NamedTuple):
 
 
 class Verifier:
-    """Verifies messages under several keys, and refuses what is out of time or was seen before (trust rules 6.1, 6.2)."""
+    """Verifies messages under several keys, refuses what is out of time or was seen (trust rules 6.1, 6.2)."""
 
     def __init__(
         self, keys: Iterable[Key], *, start: float | None, max_fudge: int = MAX_FUDGE, remember: int = MAX_REMEMBERED
@@ -193,6 +193,15 @@ class Verifier:
         self._settled = self._start + max_fudge
         self._memories = {form.key.name: ReplayMemory(2 * max_fudge, remember) for form in self._forms}
         self._own = ReplayMemory(2 * max_fudge, remember)
+
+    def inherit(self, previous: Verifier) -> None:
+        """Go on with another's memories, for the keys that both have, and with its start where no key is new."""
+        self._own = previous._own
+        for name in self._memories:
+            if name in previous._memories:
+                self._memories[name] = previous._memories[name]
+        if self._memories.keys() <= previous._memories.keys():
+            self._start, self._settled = previous._start, previous._settled
 
     def sent(self, mac: bytes, now: float) -> None:
         """Remember the MAC of a message of our own, to know it when it comes back."""
@@ -361,6 +370,6 @@ def _last_record(data: bytes) -> tuple[int | None, bytes, int]:
         if start > size:
             raise MessageError("a record is cut short")
         position = start + (data[start - 2] << 8 | data[start - 1])
-    if position > size or questions and position < 12:
+    if position > size or (questions and position < 12):
         raise MessageError("RDATA runs past the end of the message")
     return begin, owner.lower(), start

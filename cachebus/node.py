@@ -1,0 +1,361 @@
+"""The composition root: one node, put together from its configuration, running, reloaded, ended.
+
+Reads like the data path: sources give frames to judges, what they accept is published through codecs on transports;
+what transports bring goes through the subscribers to the cache and the sinks; the shim answers from the cache and
+publishes what it learns. Decides nothing about DNS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cachebus import __version__, assembly
+from cachebus import config as configuration
+from cachebus.admin.reports import lookup_report, status_report, why_report
+from cachebus.admin.server import AdminServer
+from cachebus.admin.view import Report
+from cachebus.answer import Answer
+from cachebus.cache import Cache, Holdings
+from cachebus.codecs.dns import DnsCodec
+from cachebus.config import Config
+from cachebus.errors import CachebusError
+from cachebus.filters.trust import DirectJudge, DnstapJudge
+from cachebus.history import History
+from cachebus.metrics import render
+from cachebus.ports import Clock, Sink, Transport, Verdict
+from cachebus.publisher import Outlet, Publisher
+from cachebus.sdnotify import Notifier
+from cachebus.shim.shim import Shim
+from cachebus.subscriber import Subscriber
+from cachebus.wire.message import NOERROR, NXDOMAIN
+
+TICK = 1.0
+"""Seconds between two rounds of housekeeping: the finest that TTLs and evidence windows need."""
+CLOCK_WARNING = 5.0
+"""Seconds of clock difference to a peer worth a warning: a tenth of what TTLs of a minute can bear."""
+
+_log = logging.getLogger(__name__)
+
+
+class Parts:
+    """Everything of a node that a reload replaces. Entered from right to left of the data path, left in reverse."""
+
+    def __init__(self, config: Config, keep: Kept, clock: Clock) -> None:
+        self._config = config
+        self._keep = keep
+        self._clock = clock
+        self._stack = AsyncExitStack()
+        self.sinks: dict[str, Sink] = {}
+        self.transports: dict[str, Transport] = {}
+        self.codecs: dict[str, DnsCodec] = {}
+        self.subscribers: dict[str, Subscriber] = {}
+        self.intakes: dict[str, assembly.Intake] = {}
+        self.shim: Shim | None = None
+        self.policy = assembly.make_policy(config.share)
+        self._make_sinks()
+        self._make_transports()
+        self.publisher = Publisher(
+            policy=self.policy,
+            noise=assembly.make_noise(config.share),
+            cache=keep.cache,
+            outlets=[
+                Outlet(name, self.codecs[name], transport)
+                for name, transport in self.transports.items()
+                if assembly.sends(config.transports[name])
+            ],
+            history=keep.history,
+            clock=clock,
+        )
+        shim = assembly.make_shim_settings(config)
+        if shim is not None:
+            self.shim = Shim(shim, keep.cache, self._learned, clock)
+        for name in config.sources:
+            self.intakes[name] = assembly.make_intake(config, name, self._deliver_to, keep.held, clock)
+
+    def _make_sinks(self) -> None:
+        for name, sink in self._config.sinks.items():
+            made = assembly.make_sink(
+                name, sink, cache=self._keep.cache, holdings=self._keep.holdings, clock=self._clock
+            )
+            if made is not None:
+                self.sinks[name] = made
+
+    def _make_transports(self) -> None:
+        for name in self._config.transports:
+            codec = assembly.make_codec(self._config, name, start=self._clock())
+            if (previous := self._keep.codecs.get(name)) is not None:
+                codec.inherit(previous)
+            subscriber = Subscriber(
+                codec=codec,
+                policy=self.policy,
+                cache=self._keep.cache,
+                sinks=tuple(self.sinks.values()),
+                history=self._keep.history,
+                clock=self._clock,
+            )
+            self.codecs[name] = codec
+            self.subscribers[name] = subscriber
+            self.transports[name] = assembly.make_transport(self._config, name, subscriber.receive)
+
+    def _deliver_to(self, judge: DnstapJudge | DirectJudge) -> assembly.Deliver:
+        def deliver(frame: bytes, now: float) -> None:
+            verdicts = judge.feed(frame, now)
+            if verdicts:
+                self._publish(verdicts)
+
+        return deliver
+
+    def _publish(self, verdicts: Sequence[Verdict]) -> None:
+        for verdict in verdicts:
+            if verdict.answer is not None:
+                self.publisher.publish(verdict.answer)
+
+    def _learned(self, answer: Answer) -> None:
+        self.publisher.publish(answer)
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            for sink in self.sinks.values():
+                await stack.enter_async_context(sink)
+            for transport in self.transports.values():
+                await stack.enter_async_context(transport)
+            await stack.enter_async_context(self.publisher)
+            if self.shim is not None:
+                await stack.enter_async_context(self.shim)
+            for intake in self.intakes.values():
+                await stack.enter_async_context(intake.source)
+            self._stack = stack.pop_all()
+        self._keep.codecs = self.codecs
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def tick(self, now: float) -> None:
+        """Housekeeping: evidence that came too late."""
+        for intake in self.intakes.values():
+            self._publish(intake.judge.expire(now))
+
+    def warn_about_clocks(self, warned: set[str]) -> None:
+        """Log each peer once whose clock is far from ours."""
+        for name, codec in self.codecs.items():
+            for sender, offset in codec.clock_offsets().items():
+                if abs(offset) > CLOCK_WARNING and sender not in warned:
+                    warned.add(sender)
+                    _log.warning("transport %s: the clock of %s differs from ours by %.0f s", name, sender, offset)
+
+
+class Kept:
+    """What outlives a reload: the cache and everything that is remembered of the past."""
+
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self._node = config.node
+        self._clock = clock
+        self.cache = Cache(config.node, max_entries=config.cache.max_entries, max_bytes=config.cache.max_bytes)
+        self.history = History(config.node)
+        self.holdings = Holdings()
+        self.codecs: Mapping[str, DnsCodec] = {}
+
+    def held(self, qname: bytes, qtype: int, expires: float, negative: bool) -> None:
+        """Note what the local resolver told a client; a negative answer is local data of the cache too."""
+        self.holdings.hold(qname, qtype, expires)
+        if negative:
+            now = self._clock()
+            rcode = NOERROR if qtype else NXDOMAIN
+            self.cache.put_negative(qname, qtype, rcode, None, int(expires - now), now, self._node)
+
+
+class Node:
+    """One running node. Implements the admin API's `NodeView`."""
+
+    def __init__(self, config: Config, *, path: Path | None = None, clock: Clock = time.time) -> None:
+        """`path`: where a reload reads the configuration again. Raises `ConfigError` for what cannot be put together."""
+        self._path = path
+        self._config = config
+        self._clock = clock
+        self._started = clock()
+        self._keep = Kept(config, clock)
+        self._parts = Parts(config, self._keep, clock)
+        self._admin: AdminServer | None = None
+        self._housekeeping: asyncio.Task[None] | None = None
+        self._warned: set[str] = set()
+
+    async def __aenter__(self) -> Self:
+        await self._parts.__aenter__()
+        try:
+            self._admin = await self._open_admin(self._config)
+        except BaseException:
+            await self._parts.__aexit__(None, None, None)
+            raise
+        self._housekeeping = asyncio.create_task(self._keep_house(), name="housekeeping")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+            await asyncio.gather(self._housekeeping, return_exceptions=True)
+        await self._close_admin()
+        await self._parts.__aexit__(kind, error, trace)
+
+    async def _open_admin(self, config: Config) -> AdminServer | None:
+        admin = config.admin
+        if admin.socket is None and admin.http is None:
+            return None
+        http = None if admin.http is None else (admin.http.host, admin.http.port)
+        return await AdminServer(self, self._clock, path=admin.socket, http=http).__aenter__()
+
+    async def _close_admin(self) -> None:
+        if self._admin is not None:
+            await self._admin.__aexit__(None, None, None)
+            self._admin = None
+
+    async def reload(self) -> bool:
+        """Read the configuration again and exchange every part but the cache. A wrong one changes nothing.
+
+        Gives whether the new configuration runs.
+        """
+        assert self._path is not None
+        try:
+            config = configuration.load(self._path)
+            if (config.node, config.cluster, config.cache) != (
+                self._config.node, self._config.cluster, self._config.cache,
+            ):  # fmt: skip
+                _log.error("reload: node, cluster and cache bounds need a restart; going on as before")
+                return False
+            parts = Parts(config, self._keep, self._clock)
+        except CachebusError as error:
+            _log.error("reload: %s; going on as before", error)
+            return False
+        await self._close_admin()
+        await self._parts.__aexit__(None, None, None)
+        try:
+            await parts.__aenter__()
+        except CachebusError as error:
+            _log.error("reload: %s; going back", error)
+            config, parts = self._config, Parts(self._config, self._keep, self._clock)
+            await parts.__aenter__()
+        good = config is not self._config
+        self._config, self._parts = config, parts
+        self._admin = await self._open_admin(config)
+        return good
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            now = self._clock()
+            self._parts.tick(now)
+            self._keep.cache.sweep(now)
+            self._parts.warn_about_clocks(self._warned)
+
+    # What can be seen of it
+
+    def status(self) -> Report:
+        """Counters of every part."""
+        parts = self._parts
+        publisher = parts.publisher
+        report = status_report(
+            node=self._config.node,
+            cluster=self._config.cluster,
+            uptime=self._clock() - self._started,
+            cache=self._keep.cache.statistics(),
+            sources={name: _intake_counters(intake) for name, intake in parts.intakes.items()},
+            transports={name: self._transport_counters(name) for name in parts.transports},
+            sinks={name: sink.statistics() for name, sink in parts.sinks.items()},
+            shim=None if parts.shim is None else parts.shim.statistics(),
+            version=__version__,
+        )
+        shared = {reason.value: count for reason, count in publisher.refused.items()}
+        report["share"] = {**publisher.statistics(), "refused": shared}
+        return report
+
+    def _transport_counters(self, name: str) -> dict[str, Any]:
+        parts = self._parts
+        subscriber = parts.subscribers[name]
+        offsets = parts.codecs[name].clock_offsets().values()
+        refused = dict(subscriber.refused)
+        for reason, count in parts.publisher.left_out.get(name, {}).items():
+            refused[reason] = refused.get(reason, 0) + count
+        counters: dict[str, Any] = {**parts.transports[name].statistics(), **subscriber.statistics()}
+        if name in parts.publisher.left_out:
+            counters["dropped"] = counters.get("dropped", 0) + parts.publisher.dropped
+        return {
+            **counters,
+            "refused": refused,
+            "clock_offset": round(max(offsets, key=lambda offset: abs(offset), default=0.0)),
+        }
+
+    def lookup(self, qname: bytes, qtype: int | None, now: float) -> Sequence[Report]:
+        """What the cache holds."""
+        return lookup_report(self._keep.cache, qname, qtype, now)
+
+    def why(self, qname: bytes, qtype: int | None, now: float) -> Sequence[Report]:
+        """The same, with the name's history."""
+        return why_report(self._keep.cache, self._keep.history.about(qname), qname, qtype, now)
+
+    def metrics(self) -> bytes:
+        """The counters for Prometheus."""
+        return render(self.status())
+
+
+def _intake_counters(intake: assembly.Intake) -> dict[str, Any]:
+    judged = {name: value for name, value in intake.judge.statistics().items() if not name.startswith("refused_")}
+    return {**intake.source.statistics(), **judged, "refused": dict(intake.judge.refusals)}
+
+
+def run(path: Path) -> int:
+    """`cachebus run`: the daemon in the foreground until SIGTERM or SIGINT. Gives the exit status.
+
+    Raises `ConfigError` for a wrong configuration and `TransportError` when a socket cannot be opened.
+    """
+    import uvloop  # the daemon's loop: five times asyncio's rate of datagrams
+
+    config = configuration.load(path)
+    for warning in config.warnings:
+        _log.warning("%s", warning)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(Node(config, path=path)))
+    return 0
+
+
+async def _serve(node: Node) -> None:
+    loop = asyncio.get_running_loop()
+    notifier = Notifier()
+    stop, reload = asyncio.Event(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    async with node:
+        _log.info("node is up")
+        notifier.send("READY=1")
+        alive = asyncio.create_task(_show_life(notifier), name="watchdog")
+        waiting = asyncio.create_task(stop.wait(), name="stop")
+        while not waiting.done():
+            reloading = asyncio.create_task(reload.wait(), name="reload")
+            await asyncio.wait((waiting, reloading), return_when=asyncio.FIRST_COMPLETED)
+            reloading.cancel()
+            if reload.is_set() and not waiting.done():
+                reload.clear()
+                notifier.send(f"RELOADING=1\nMONOTONIC_USEC={int(time.monotonic() * 1e6)}")
+                _log.info("reload: %s", "done" if await node.reload() else "failed")
+                notifier.send("READY=1")
+        alive.cancel()
+        notifier.send("STOPPING=1")
+        _log.info("ending")
+
+
+async def _show_life(notifier: Notifier) -> None:
+    while notifier.watchdog is not None:
+        await asyncio.sleep(notifier.watchdog)
+        notifier.send("WATCHDOG=1")
