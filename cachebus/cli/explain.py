@@ -45,9 +45,8 @@ class Levels(click.ParamType[Any]):
 
 @click.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option("--trust", type=Levels(), metavar="LEVELS", default=JudgeSettings().trust,
-              help="Levels that may be shared, with commas; a level includes the stronger ones. "
-                   "[default: confirmed,validated]")  # fmt: skip
+@click.option("--trust", type=Levels(), metavar="LEVELS", help="Levels that may be shared, with commas; a level includes the stronger ones. "
+                   "[default: confirmed,validated; with --wire all]")  # fmt: skip
 @click.option("--claims", type=click.Choice(LEVELS), default=None,
               help="What the DNS messages of a wire file may claim. [default: confirmed]")  # fmt: skip
 @click.option("--format", "kind", type=click.Choice([kind.value for kind in Format]), help="Else by content.")
@@ -59,15 +58,15 @@ class Levels(click.ParamType[Any]):
 @click.option("--share", metavar="CONFIG", type=click.Path(path_type=Path), help="Apply its share policy too.")
 @click.option("--wire", is_flag=True, help="FILE holds bus messages: length-prefixed, or one in hex on each line.")
 @key_option
-@click.option(
-    "--now", type=float, metavar="UNIXTIME", help="With --wire: when the messages are received. [default: now]"
-)
+@click.option("--now", type=float, metavar="UNIXTIME",
+              help="When the messages are received; dnstap frames carry their own times. [default: with --wire now, else "
+                   "when FILE was last changed]")  # fmt: skip
 @click.option("--reasons", is_flag=True, help="List every reason for a refusal.")
 @json_option
 def explain(
     *,
     file: Path | None,
-    trust: frozenset[Evidence],
+    trust: frozenset[Evidence] | None,
     claims: str | None,
     kind: str | None,
     pairing: str,
@@ -90,7 +89,7 @@ def explain(
     if file is None:
         raise click.UsageError("FILE is missing.")
     settings = JudgeSettings(
-        trust=trust,
+        trust=trust or JudgeSettings().trust,
         claims=Evidence[claims.upper()] if claims else JudgeSettings().claims,
         pairing=Pairing(pairing),
         resolver_frames=ResolverFrames(resolver_frames),
@@ -98,20 +97,22 @@ def explain(
     if wire:
         if key is None:
             raise click.UsageError("--wire needs --key.")
-        rows = bus_rows(read_wire_file(file), key, now=time.time() if now is None else now, trust=trust, given="")
-    elif key is not None or now is not None:
-        raise click.UsageError("--key and --now go with --wire.")
+        lowest = min(trust or Evidence)
+        levels = frozenset(level for level in Evidence if level >= lowest)
+        rows = bus_rows(read_wire_file(file), key, now=time.time() if now is None else now, levels=levels)
+    elif key is not None:
+        raise click.UsageError("--key goes with --wire.")
     else:
-        rows = _capture_rows(file, None if kind is None else Format(kind), settings)
+        rows = _capture_rows(file, None if kind is None else Format(kind), settings, now)
     print_rows(_shared(rows, share), as_json=as_json)
 
 
-def _capture_rows(file: Path, kind: Format | None, settings: JudgeSettings) -> Iterator[Row]:
+def _capture_rows(file: Path, kind: Format | None, settings: JudgeSettings, now: float | None) -> Iterator[Row]:
     kind = kind or recognise(file)
     frames = open_capture(file, kind)
     if kind is Format.DNSTAP:
         return dnstap_rows(frames, settings)
-    return direct_rows(frames, settings, recorded=file.stat().st_mtime)
+    return direct_rows(frames, settings, recorded=file.stat().st_mtime if now is None else now)
 
 
 def _shared(rows: Iterator[Row], share: Path | None) -> Iterator[Row]:
@@ -123,7 +124,7 @@ def _shared(rows: Iterator[Row], share: Path | None) -> Iterator[Row]:
 
 
 def print_rows(rows: Iterable[Row], *, as_json: bool) -> None:
-    """Print a line for each row and one for the totals. An error in the middle of a file comes after what was before."""
+    """Print a line for each row, then the totals. An error in the middle of a file comes after what was before it."""
     totals = Totals()
     try:
         for row in rows:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cachebus.answer import Answer, Evidence, Refusal
+from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.cli.present import answer_records
 from cachebus.errors import FrameError, MessageError
 from cachebus.filters.direct import DirectJudge
@@ -18,7 +18,7 @@ from cachebus.filters.settings import JudgeSettings
 from cachebus.filters.trust import DnstapJudge
 from cachebus.filters.verdict import Verdict
 from cachebus.presentation import name_to_text, type_to_text
-from cachebus.sources.file import open_capture
+from cachebus.sources.file import Format, open_capture
 from cachebus.wire.dnstap import decode
 from cachebus.wire.framestream import MAX_MESSAGE
 from cachebus.wire.message import first_question
@@ -69,7 +69,7 @@ class Row:
 
     def records(self) -> list[str]:
         """The accepted records in presentation form, each once."""
-        rrsets = {}
+        rrsets: dict[tuple[bytes, int], RRset] = {}
         for answer in sorted(self.answers.values(), key=lambda answer: -len(answer.rrsets)):
             for rrset in answer.rrsets:
                 rrsets.setdefault((rrset.owner, rrset.type), rrset)
@@ -89,11 +89,12 @@ class Row:
         }
 
     def to_text(self) -> str:
-        """The row as one aligned line, and its records below."""
+        """The row as one aligned line."""
         detail = self.reason.value if self.reason else self.evidence.text if self.evidence else ""
         question = f"{self.name} {self.type}" if self.name else "-"
-        line = f"{self.index:>6}  {self.message:<18}  {self.verdict:<8}  {detail:<22}  {question}".rstrip()
-        return "\n".join((line, *(f"{'':8}{record}" for record in self.records())))
+        line = f"{self.index:>6}  {self.message:<18}  {self.verdict:<8}  {detail:<22}  {question}"
+        records = self.records()
+        return f"{line}  <-  {' | '.join(records)}" if records else line
 
 
 class Totals:
@@ -117,10 +118,8 @@ class Totals:
     def to_text(self) -> str:
         """The same in words."""
         counted = ", ".join(f"{count} {verdict}" for verdict, count in self._verdicts.items())
-        reasons = [
-            f"{count:>8}  {reason}" for reason, count in sorted(self._reasons.items(), key=lambda item: -item[1])
-        ]
-        return "\n".join((f"total: {counted}", *reasons))
+        often_first = sorted(self._reasons.items(), key=lambda item: (-item[1], item[0]))
+        return "\n".join((f"total: {counted}", *(f"{count:>8}  {reason}" for reason, count in often_first)))
 
 
 def _question(wire: bytes) -> tuple[str | None, str | None]:
@@ -187,15 +186,13 @@ def direct_rows(frames: Iterable[bytes], settings: JudgeSettings, *, recorded: f
         yield row
 
 
-def bus_rows(
-    frames: Iterable[bytes], key: KeyMaterial, *, now: float, trust: frozenset[Evidence], given: str
-) -> Iterator[Row]:
-    """Verify and check bus messages as if they were received at `now`, in the order of the file."""
+def bus_rows(frames: Iterable[bytes], key: KeyMaterial, *, now: float, levels: frozenset[Evidence]) -> Iterator[Row]:
+    """Verify and check bus messages as if they were received at `now`, in the order of the file; accept `levels`."""
     from cachebus.codecs.dns import DnsCodec, DnsCodecSettings  # only --wire needs the codec
     from cachebus.wire.tsig import Key
 
     tsig = Key.make(name_to_text(key.name), key.algorithm, key.secret)
-    codec = DnsCodec(DnsCodecSettings(transport=given, key=tsig), start=None)
+    codec = DnsCodec(DnsCodecSettings(transport="file", key=tsig, accept=levels), start=None)
     for index, data in enumerate(frames, 1):
         row = Row(index, "BUS", data)
         found = codec.decode(data, "file", now)
@@ -213,11 +210,10 @@ def read_wire_file(file: Path) -> Iterator[bytes]:
     Raises `FrameError` for a line that is not hex, `ConfigError` for a file that cannot be read.
     """
     with file.open("rb") as opened:
-        head = opened.read(4096)
-    if not head or set(head) - set(b"0123456789abcdefABCDEF \t\r\n") - set(_comments(head)):
-        yield from open_capture(file)
-        return
-    with file.open("rb") as opened:
+        if opened.read(1) in (b"", b"\0"):  # a length of at most 65535 as u32; no text begins so
+            yield from open_capture(file, Format.WIRE)
+            return
+        opened.seek(0)
         for number in range(1, 1 << 62):
             line = opened.readline(MAX_HEX_LINE)
             if not line:
@@ -228,10 +224,6 @@ def read_wire_file(file: Path) -> Iterator[bytes]:
                     yield bytes.fromhex(text.decode("ascii"))
                 except ValueError as error:
                     raise FrameError(f"{file}:{number}: not a message in hex") from error
-
-
-def _comments(head: bytes) -> bytes:
-    return b"".join(b"#" + line.partition(b"#")[2] for line in head.splitlines() if b"#" in line)
 
 
 def apply_policy(rows: Iterable[Row], config: Path) -> Iterator[Row]:
