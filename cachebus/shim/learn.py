@@ -6,14 +6,17 @@ for also goes to `learned`, whose owner publishes it. Knows no socket; `now` is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.cache import Cache
-from cachebus.filters.chain import DEFAULT_MAX_TTL, limit
+from cachebus.filters.chain import limit
+from cachebus.filters.settings import JudgeSettings
+from cachebus.filters.upstream import UpstreamTrust, judge_upstream
 from cachebus.shim.forward import FoundChain, read_chain
 from cachebus.shim.lookup import NOT_AN_RRSET, is_wildcard_expansion
-from cachebus.shim.upstream import Reply, Upstream
+from cachebus.shim.settings import UpstreamSettings
+from cachebus.shim.upstream import Reply
 from cachebus.wire import rrtypes
 from cachebus.wire.message import AD, NOERROR, NXDOMAIN, Message, records, rrsig_fields
 from cachebus.wire.name import is_at_or_below
@@ -21,20 +24,18 @@ from cachebus.wire.name import is_at_or_below
 MAX_NEGATIVE_TTL = 3 * 3600
 """Seconds that "no such thing" is believed: one to three hours work well (RFC 2308 section 5)."""
 
-Learned = Callable[[Answer], None]
-"""Called with each answer that may be shared; must not block or raise."""
-
-UpstreamJudge = Callable[[bytes, bytes, float], tuple[Sequence[Answer], Sequence[Refusal]]]
-"""Given a query, the reply to it and the time: the answers that may be shared, and why others may not."""
+Learned = Callable[[Answer], object]
+"""Called with each answer that may be shared, before it is kept here; must not block or raise."""
 
 
 class Learner:
     """Takes each good reply to a CD=0 question, once."""
 
-    def __init__(self, node: str, cache: Cache, judges: Mapping[Upstream, UpstreamJudge], learned: Learned) -> None:
+    def __init__(self, node: str, cache: Cache, learned: Learned, *, infrastructure: bool, max_ttl: int) -> None:
         self._node = node
         self._cache = cache
-        self._judges = judges
+        self._rules = JudgeSettings(name="shim", node=node, infrastructure=infrastructure, max_ttl=max_ttl)
+        self._max_ttl = max_ttl
         self._learned = learned
         self.shared = 0
         self.kept = 0
@@ -42,17 +43,18 @@ class Learner:
         """Reasons for which answers stayed with this node."""
 
     def learn(self, qname: bytes, qtype: int, reply: Reply, now: float) -> None:
-        """Keep what the reply says about `qname`, and hand on what may be shared."""
-        self._keep(qname, qtype, reply, now)
-        judge = self._judges.get(reply.upstream)
-        if judge is None:
-            return
-        answers, reasons = judge(reply.exchange.query, reply.exchange.reply, now)
-        for answer in answers:
+        """Hand on what may be shared, and keep what the reply says about `qname`.
+
+        In this order, because whoever shares it wants to know whether it was in the cache before.
+        """
+        query, response = reply.exchange
+        verdict = judge_upstream(query, response, trust=_trust(reply.upstream.settings), now=now, settings=self._rules)
+        if isinstance(verdict, Refusal):
+            self.not_shared[verdict] = self.not_shared.get(verdict, 0) + 1
+        else:
             self.shared += 1
-            self._learned(answer)
-        for reason in reasons:
-            self.not_shared[reason] = self.not_shared.get(reason, 0) + 1
+            self._learned(verdict)
+        self._keep(qname, qtype, reply, now)
 
     def _keep(self, qname: bytes, qtype: int, reply: Reply, now: float) -> None:
         message = reply.message
@@ -66,7 +68,7 @@ class Learner:
 
     def _keep_chain(self, qname: bytes, qtype: int, found: FoundChain, reply: Reply, now: float) -> None:
         wanted = without_synthesised(found.rrsets)
-        rrsets = [kept for rrset in wanted if (kept := limit_locally(rrset, now)) is not None]
+        rrsets = [kept for rrset in wanted if (kept := limit_locally(rrset, now, self._max_ttl)) is not None]
         if not rrsets:
             return
         if found.complete and len(rrsets) == len(wanted):
@@ -86,7 +88,7 @@ class Learner:
         """RFC 2308: only with the zone's SOA, which says for how long."""
         for rrset in message.authority:
             if rrset.type == rrtypes.SOA and is_at_or_below(name, rrset.owner):
-                soa = limit_locally(rrset, now)
+                soa = limit_locally(rrset, now, self._max_ttl)
                 if soa is None:
                     return
                 minimum = int.from_bytes(records(soa.rrs)[0][2][-4:], "big")
@@ -95,6 +97,12 @@ class Learner:
                 if ttl > 0 and self._cache.put_negative(name, asked, message.rcode, soa, ttl, now, self._node) is None:
                     self.kept += 1
                 return
+
+
+def _trust(settings: UpstreamSettings) -> UpstreamTrust:
+    if settings.validating:
+        return UpstreamTrust.VALIDATING
+    return UpstreamTrust.AUTHORITATIVE if settings.authoritative else UpstreamTrust.NONE
 
 
 def _evidence(reply: Reply, rrsets: tuple[RRset, ...]) -> Evidence:
@@ -116,15 +124,15 @@ def without_synthesised(rrsets: Iterable[RRset]) -> list[RRset]:
     return kept
 
 
-def limit_locally(rrset: RRset, now: float) -> RRset | None:
+def limit_locally(rrset: RRset, now: float, max_ttl: int) -> RRset | None:
     """The RRset with the TTL that its signatures leave it (RFC 4035 section 5.3.3), None when that is nothing.
 
     Unlike what is shared, a wildcard expansion is kept: DO=1 clients, who need its proof, are sent upstream.
     """
     if not rrset.sigs or not is_wildcard_expansion(rrset):
-        limited = limit(rrset, now)
+        limited = limit(rrset, now, max_ttl=max_ttl)
         return None if isinstance(limited, Refusal) else limited
-    ttl = min(rrset.ttl, DEFAULT_MAX_TTL)
+    ttl = min(rrset.ttl, max_ttl)
     for _, _, rdata in records(rrset.sigs):
         sig = rrsig_fields(rdata)
         left = (sig.expiration - int(now)) & 0xFFFFFFFF

@@ -117,13 +117,18 @@ class CacheStage:
             if rrset.sigs:
                 if is_wildcard_expansion(rrset):
                     return False
-            elif not (synthesised or cached.local or (self._last_resort and not query.checking_disabled)):
+            elif not (synthesised or _surely_unsigned(cached) or (self._last_resort and not query.checking_disabled)):
                 return False
         return True
 
 
 def _is_negative(found: Lookup) -> bool:
     return found.rcode != NOERROR or not found.chain or found.chain[-1].rrset.owner != found.target
+
+
+def _surely_unsigned(cached: Cached) -> bool:
+    # Our upstream was asked with DO=1. What it gave as validated was signed, but for a CNAME that a DNAME yielded.
+    return cached.local and cached.evidence is not Evidence.VALIDATED
 
 
 def _safe_unchecked(cached: Cached) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from cachebus.errors import ConfigError
+from cachebus.filters.chain import DEFAULT_MAX_TTL
 
 Network = IPv4Network | IPv6Network
 Endpoint = tuple[str, int]
@@ -68,6 +69,8 @@ class UpstreamSettings:
             raise ConfigError(
                 f"upstream {self.text} cannot be `validating` over the network in cleartext: give it a `tls_name`"
             )
+        if self.validating and self.authoritative:
+            raise ConfigError(f"upstream {self.text} is `validating` or `authoritative`, not both")
         if not 0 < self.address[1] <= 65535:
             raise ConfigError(f"upstream {self.text} has no port")
 
@@ -99,6 +102,10 @@ class ShimSettings:
     """10 to 65536. Beyond it the connection idle for longest makes room."""
     max_in_flight: int = 2048
     """16 to 65536 client questions waiting for an upstream; beyond it a question gets SERVFAIL at once."""
+    infrastructure: bool = False
+    """NS, DS, DNSKEY and SOA may be shared, as in the share policy."""
+    max_ttl: int = DEFAULT_MAX_TTL
+    """Seconds, 1 to 7 days: what an upstream says longer is kept, and shared, for this long."""
     timeout: float = 4.5
     """0.1 to 60 seconds for one question, all tries together: a stub resolver gives up after 5."""
 
@@ -109,6 +116,7 @@ class ShimSettings:
             ("max_tcp_connections", 10, 65536),
             ("max_in_flight", 16, 65536),
             ("timeout", 0.1, 60),
+            ("max_ttl", 1, 7 * 86400),
         ):
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"shim.{name} is not between {low} and {high}")

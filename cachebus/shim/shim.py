@@ -12,7 +12,7 @@ from typing import Self
 from cachebus.cache import Cache
 from cachebus.ports import Clock
 from cachebus.shim.forward import Forwarder
-from cachebus.shim.learn import Learned, Learner, UpstreamJudge
+from cachebus.shim.learn import Learned, Learner
 from cachebus.shim.lookup import CacheStage, LookupOrder
 from cachebus.shim.server import Server
 from cachebus.shim.service import Service
@@ -28,8 +28,9 @@ class Shim:
 
     def __init__(self, settings: ShimSettings, cache: Cache, learned: Learned, clock: Clock) -> None:
         self._upstreams = [Upstream(upstream) for upstream in settings.upstreams]
-        judges: dict[Upstream, UpstreamJudge] = {}
-        self._learner = Learner(settings.node, cache, judges, learned)
+        self._learner = Learner(
+            settings.node, cache, learned, infrastructure=settings.infrastructure, max_ttl=settings.max_ttl
+        )
         self._cached = CacheStage(cache)
         self._forwarder = Forwarder(settings, self._upstreams, self._learner.learn, clock)
         self._last_resort = CacheStage(cache, last_resort=True)
