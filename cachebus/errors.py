@@ -30,7 +30,7 @@ class TransportError(CachebusError):
     """Raised when a link cannot be set up or is gone: try again later."""
 
 
-class TransportUnavailable(TransportError):
+class TransportUnavailable(TransportError):  # noqa: N818 -- names the state, as anyio does
     """Raised when a transport's library is not installed; the text names what to install."""
 
 
@@ -38,5 +38,5 @@ class ResolverError(CachebusError):
     """Raised when the local resolver refuses or does not answer its control channel."""
 
 
-class NodeUnreachable(CachebusError):
+class NodeUnreachable(CachebusError):  # noqa: N818 -- likewise
     """Raised when no running node answers on the admin socket."""

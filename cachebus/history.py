@@ -1,4 +1,4 @@
-"""What lately happened to a name on this node: the short memory behind `cachebus why`. Bounded, never written to disk."""
+"""What lately happened to a name on this node: the short memory behind `cachebus why`. Never written to disk."""
 
 from __future__ import annotations
 

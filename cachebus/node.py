@@ -179,7 +179,7 @@ class Node:
     """One running node. Implements the admin API's `NodeView`."""
 
     def __init__(self, config: Config, *, path: Path | None = None, clock: Clock = time.time) -> None:
-        """`path`: where a reload reads the configuration again. Raises `ConfigError` for what cannot be put together."""
+        """`path`: where a reload reads the configuration again. Raises `ConfigError` for what cannot be."""
         self._path = path
         self._config = config
         self._clock = clock
@@ -293,7 +293,7 @@ class Node:
         return {
             **counters,
             "refused": refused,
-            "clock_offset": round(max(offsets, key=lambda offset: abs(offset), default=0.0)),
+            "clock_offset": round(max(map(abs, offsets), default=0.0)),
         }
 
     def lookup(self, qname: bytes, qtype: int | None, now: float) -> Sequence[Report]:

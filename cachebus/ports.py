@@ -44,7 +44,7 @@ class Source(Running, Protocol):
 
 
 class Judge(Protocol):
-    """Turns one source's frames into answers with evidence, or refusals (trust rules 2 and 3). Pure: no I/O, no clock."""
+    """Turns one source's frames into answers with evidence, or refusals (trust rules 2, 3). Pure: no I/O, no clock."""
 
     def feed(self, frame: bytes, now: float) -> Sequence[Verdict]:
         """Take one frame (a dnstap payload, or a DNS message), received at `now`; give what that decides.

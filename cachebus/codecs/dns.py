@@ -77,6 +77,7 @@ class DnsCodec:
         self._signer = Signer(settings.key)
         self._verifier = Verifier((settings.key, *settings.more_keys), start=start)
         self._max_ttl = settings.max_ttl
+        self._transport = settings.transport
         self._infrastructure = settings.infrastructure
         self._flags = (QR | AA, QR | AD)
         self._origins: dict[tuple[Sender, bytes], str] = {}
@@ -156,18 +157,8 @@ class DnsCodec:
             if rrset is not None:
                 if isinstance(rrset, Refusal):
                     return rrset
-                answer = (
-                    rrset[0],
-                    rrset[1],
-                    (rrset,),
-                    evidence,
-                    origin,
-                    learned,
-                    False,
-                    self._settings.transport,
-                    key.text,
-                )
-                return (tuple.__new__(Answer, answer),)
+                answer = Answer(rrset[0], rrset[1], (rrset,), evidence, origin, learned)
+                return (answer._replace(transport=self._transport, signer=key.text),)
         return self._any_form(data, end, evidence, origin, key, learned, now)
 
     def _one_rrset(self, data: bytes, end: int, now: float, validated: bool) -> RRset | Refusal | None:
@@ -279,7 +270,7 @@ class DnsCodec:
             if rrsets[-1].type != qtype:
                 qtype = rrsets[-1].type
             answers.append(
-                Answer(qname, qtype, rrsets, evidence, origin, learned, False, self._settings.transport, key.text)
+                Answer(qname, qtype, rrsets, evidence, origin, learned, transport=self._transport, signer=key.text)
             )
         return answers or refusal
 
