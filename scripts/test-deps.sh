@@ -84,7 +84,7 @@ fi
 SUDO=
 if [ "$(id -u)" -ne 0 ]; then
     if [ -t 0 ]; then SUDO=sudo; else SUDO='sudo -n'; fi
-    if ! $SUDO true; then
+    if ! $SUDO true 2>/dev/null; then
         echo "test-deps: not root, and sudo does not let us; missing: ${packages[*]}" >&2
         exit 1
     fi
