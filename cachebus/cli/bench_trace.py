@@ -104,8 +104,8 @@ class _Maker:
                 return self._rrset(owner, rrtypes.TXT, [bytes([len(text)]) + text])
             case "PTR":
                 octets = [self._random.randint(0, 255) for _ in range(3)] + [self._random.randint(11, 99)]
-                reverse = ".".join(map(str, octets)) + ".in-addr.arpa"
-                return self._rrset(reverse, rrtypes.PTR, [name_from_text(owner)])
+                self._zone = ".".join(map(str, octets[1:])) + ".in-addr.arpa"
+                return self._rrset(f"{octets[0]}.{self._zone}", rrtypes.PTR, [name_from_text(owner)])
             case "MX":
                 hosts = [name_from_text(f"mx{number}.{self._zone}") for number in (1, 2)]
                 exchanges = [b"\0" + bytes([10 * number]) + host for number, host in enumerate(hosts, 1)]
