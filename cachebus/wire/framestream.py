@@ -76,6 +76,11 @@ class Receiver(Protocol):
         ...
 
     @property
+    def finished(self) -> bool:
+        """True once the sender has said that nothing more comes."""
+        ...
+
+    @property
     def buffered(self) -> int:
         """Bytes held of a frame that is not complete."""
         ...
@@ -164,6 +169,11 @@ class FrameStreamReceiver(_Deframer):
     def started(self) -> bool:
         """True once START was received."""
         return self._state in (State.STREAMING, State.STOPPED)
+
+    @property
+    def finished(self) -> bool:
+        """True once STOP was received."""
+        return self._state is State.STOPPED
 
     @property
     def bidirectional(self) -> bool:
@@ -280,6 +290,8 @@ class LengthPrefixedReceiver(_Deframer):
 
     started = True
     """There is no opening."""
+    finished = False
+    """The sender ends by closing."""
 
     def __init__(self, *, max_message: int = MAX_MESSAGE) -> None:
         super().__init__()
