@@ -128,6 +128,7 @@ class Cache:
         self._generation_bytes = max(1, max_bytes // shards // 2)
         self._sources: dict[tuple[str, str, str], int] = {("unknown", "", ""): 0}
         self._source_list: list[tuple[str, str, str]] = [("unknown", "", "")]
+        self._last_source = ("unknown", "", "", 0)
         self._flushes: dict[bytes, tuple[int, bool]] = {}
         self._flushed_all = 0
         self._negatives = False
@@ -144,49 +145,53 @@ class Cache:
 
         None when at least one was stored or renewed, else why the last one was not.
         """
+        _, _, rrsets, evidence, origin, learned, validating, transport, signer = answer
+        now_ms = int(now * 1000)
+        now_bytes = now_ms.to_bytes(8, "big")
+        learned_ms = int(learned * 1000)
+        last = self._last_source
+        if origin != last[0] or transport != last[1] or signer != last[2]:
+            last = self._last_source = self._source(origin, transport, signer)
+        source = last[3]
+        if transport:
+            rank = _BUS_RANK[evidence]
+            flags = evidence << 4
+        else:
+            rank = _LOCAL_RANK[evidence]
+            flags = evidence << 4 | _LOCAL
+        if validating:
+            flags |= _VALIDATING
         refusal: Refusal | None = None
         stored = False
-        for rrset in answer.rrsets:
-            outcome = self._put_rrset(rrset, answer, now)
-            if outcome is None:
-                stored = True
-            else:
-                refusal = outcome
+        for rrset in rrsets:
+            owner, rrtype, ttl, rrs, sigs = rrset
+            life = ttl * (1000 - zlib.crc32(owner, self._seed) % SPREAD) if transport else ttl * 1000
+            expires_ms = learned_ms + life
+            if expires_ms <= now_ms:
+                refusal = Refusal.EXPIRED
+                continue
+            if learned_ms <= self._flushed_all or (self._flushes and self._was_flushed(owner, learned_ms)):
+                refusal = Refusal.FLUSHED
+                continue
+            key = owner + rrtype.to_bytes(2, "big")
+            shard = self._shards[hash(key) & self._mask]
+            old = shard.young.get(key) or shard.old.get(key)
+            if old is not None and old[:8] > now_bytes:
+                settled, outcome = self._settle(old, rank, rrset, learned_ms, expires_ms, shard, key)
+                if settled:
+                    refusal = outcome or refusal
+                    stored = stored or outcome is None
+                    continue
+            if transport and self._negatives and self._live(owner + b"\0\0", now_ms):
+                refusal = Refusal.LOCAL_DATA_LIVE
+                continue
+            if rrtype == rrtypes.DNAME:
+                self._dnames = True
+            header = _HEADER.pack(expires_ms, learned_ms, now_ms, rank, flags, source, len(sigs))
+            self._store(shard, key, header + rrs + sigs)
+            self.stored += 1
+            stored = True
         return None if stored else refusal
-
-    def _put_rrset(self, rrset: RRset, answer: Answer, now: float) -> Refusal | None:
-        owner, rrtype, ttl, rrs, sigs = rrset
-        key = owner + rrtype.to_bytes(2, "big")
-        learned_ms = int(answer.learned * 1000)
-        local = not answer.transport
-        if local:
-            rank = _LOCAL_RANK[answer.evidence]
-            life = ttl * 1000
-        else:
-            rank = _BUS_RANK[answer.evidence]
-            life = ttl * (1000 - zlib.crc32(owner, self._seed) % SPREAD)
-        now_ms = int(now * 1000)
-        expires_ms = learned_ms + life
-        if expires_ms <= now_ms:
-            return Refusal.EXPIRED
-        if learned_ms <= self._flushed_all or (self._flushes and self._was_flushed(owner, learned_ms)):
-            return Refusal.FLUSHED
-        shard = self._shards[hash(key) & self._mask]
-        old = shard.young.get(key) or shard.old.get(key)
-        if old is not None and old[:8] > now_ms.to_bytes(8, "big"):
-            settled, refusal = self._settle(old, rank, rrset, learned_ms, expires_ms, shard, key)
-            if settled:
-                return refusal
-        if self._negatives and not local and self._live(owner + b"\0\0", now_ms):
-            return Refusal.LOCAL_DATA_LIVE
-        if rrtype == rrtypes.DNAME:
-            self._dnames = True
-        flags = (_LOCAL if local else 0) | (_VALIDATING if answer.validating else 0)
-        source = self._source(answer.origin, answer.transport, answer.signer)
-        value = _HEADER.pack(expires_ms, learned_ms, now_ms, rank, flags | answer.evidence << 4, source, len(sigs))
-        self._store(shard, key, value + rrs + sigs)
-        self.stored += 1
-        return None
 
     def _settle(
         self, old: bytes, rank: int, rrset: RRset, learned_ms: int, expires_ms: int, shard: _Shard, key: bytes
@@ -226,7 +231,7 @@ class Cache:
         self._negatives = True
         body = b"" if soa is None else len(soa.owner).to_bytes(1, "big") + soa.owner + soa.rrs
         flags = _LOCAL | _NEGATIVE | Evidence.AUTHORITATIVE << 4
-        header = _HEADER.pack(expires_ms, now_ms, now_ms, Rank.LOCAL, flags, self._source(origin, "", ""), 0)
+        header = _HEADER.pack(expires_ms, now_ms, now_ms, Rank.LOCAL, flags, self._source(origin, "", "")[3], 0)
         self._store(shard, key, header + body)
         return None
 
@@ -246,15 +251,16 @@ class Cache:
             shard.young_bytes += len(value) - len(previous)
         shard.young[key] = value
 
-    def _source(self, origin: str, transport: str, signer: str) -> int:
+    def _source(self, origin: str, transport: str, signer: str) -> tuple[str, str, str, int]:
         source = (origin, transport, signer)
         number = self._sources.get(source)
         if number is None:
             if len(self._source_list) >= MAX_SOURCES:
-                return 0
-            number = self._sources[source] = len(self._source_list)
-            self._source_list.append(source)
-        return number
+                number = 0
+            else:
+                number = self._sources[source] = len(self._source_list)
+                self._source_list.append(source)
+        return origin, transport, signer, number
 
     def shortened(self, owner: bytes, ttl: int) -> int:
         """The TTL, in whole seconds, that bus data with `ttl` gets on this node."""

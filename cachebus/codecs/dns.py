@@ -22,7 +22,7 @@ from cachebus.ports import Sender
 from cachebus.wire import rrtypes
 from cachebus.wire.message import AA, AD, QR, cname_target, compose, parse
 from cachebus.wire.name import is_at_or_below
-from cachebus.wire.tsig import Key, Signer, Verified, Verifier
+from cachebus.wire.tsig import Key, Signer, Verifier
 
 MAX_MESSAGE = 1232
 """Bytes of a message on udp and multicast: fits every path without fragments (RFC 9715 section 3.1)."""
@@ -80,14 +80,13 @@ class DnsCodec:
         self._transport = settings.transport
         self._infrastructure = settings.infrastructure
         self._flags = (QR | AA, QR | AD)
-        self._origins: dict[tuple[Sender, bytes], str] = {}
-        self._youngest: dict[Sender, float] = {}
+        self._peers: dict[Sender, _Peer] = {}
         self._any_level = settings.accept == frozenset(Evidence)
 
     def inherit(self, previous: DnsCodec) -> None:
         """Take over what the codec that this one replaces has seen, so that a reload opens no way for replays."""
         self._verifier.inherit(previous._verifier)
-        self._youngest = previous._youngest
+        self._peers = previous._peers
 
     # Out
 
@@ -128,9 +127,8 @@ class DnsCodec:
     def decode(self, data: bytes, sender: Sender, now: float) -> Sequence[Answer] | Refusal:
         """Authenticate (trust rules 6.1-6.3), check the form and section 3 again, age (6.6)."""
         verified = self._verifier.verify(data, now)
-        if verified.__class__ is Refusal:
+        if isinstance(verified, Refusal):
             return verified
-        assert isinstance(verified, Verified)
         end, key, signed = verified
         flags = data[2] << 8 | data[3]
         if flags & _FORM != QR:
@@ -141,25 +139,25 @@ class DnsCodec:
             evidence = min(key.max_evidence, key.evidence)
         if not self._any_level and evidence not in self._settings.accept:
             return Refusal.EVIDENCE_TOO_WEAK
-        learned = float(signed)
-        age = now - learned
-        if age < 0.0:
-            learned = now
-        youngest = self._youngest.get(sender)
-        if youngest is None or age < youngest:
-            self._note_age(sender, age)
-        origin = self._origins.get((sender, key.name)) or self._origin(sender, key)
+        age = now - signed
+        learned = float(signed) if age > 0.0 else now
+        peer = self._peers.get(sender)
+        if peer is None or peer.key is not key:
+            peer = self._new_peer(sender, key)
+        if age < peer.youngest:
+            peer.youngest = age
         if data[4:6] == _ONE_QUESTION and data[8:12] == _ONLY_TSIG_BESIDE_ANSWER:
             try:
                 rrset = self._one_rrset(data, end, now, evidence is Evidence.VALIDATED)
             except (IndexError, struct.error):
                 return Refusal.MALFORMED
             if rrset is not None:
-                if isinstance(rrset, Refusal):
-                    return rrset
-                answer = Answer(rrset[0], rrset[1], (rrset,), evidence, origin, learned)
-                return (answer._replace(transport=self._transport, signer=key.text),)
-        return self._any_form(data, end, evidence, origin, key, learned, now)
+                if rrset.__class__ is Refusal:
+                    return rrset  # type: ignore[return-value]  # the class was compared, isinstance costs twice that
+                qname, qtype, _, _, _ = rrset  # type: ignore[misc]
+                whole = (qname, qtype, (rrset,), evidence, peer.origin, learned, False, self._transport, key.text)
+                return (tuple.__new__(Answer, whole),)
+        return self._any_form(data, end, evidence, peer.origin, key, learned, now)
 
     def _one_rrset(self, data: bytes, end: int, now: float, validated: bool) -> RRset | Refusal | None:
         """The answer section as one RRset of the question's owner and type with its RRSIGs, or None: take the long way.
@@ -274,27 +272,36 @@ class DnsCodec:
             )
         return answers or refusal
 
-    def _origin(self, sender: Sender, key: Key) -> str:
+    def _new_peer(self, sender: Sender, key: Key) -> _Peer:
+        known = self._peers.get(sender)
         if len(key.origins) == 1:
             origin = next(iter(key.origins))
         else:
             origin = sender if isinstance(sender, str) else str(sender[0])
-        if len(self._origins) >= MAX_SENDERS:
-            self._origins.clear()
-        self._origins[sender, key.name] = origin
-        return origin
-
-    def _note_age(self, sender: Sender, age: float) -> None:
-        if len(self._youngest) >= MAX_SENDERS:
-            self._youngest.clear()
-        self._youngest[sender] = age
+        if len(self._peers) >= MAX_SENDERS:
+            self._peers.clear()
+        peer = self._peers[sender] = _Peer(key, origin, known.youngest if known is not None else float("inf"))
+        return peer
 
     def clock_offsets(self) -> dict[str, float]:
         """Per sender: seconds by which its clock is behind ours, as the smallest age seen (negative: ahead).
 
         A sound clock shows up to one second, because time signed has no fraction.
         """
-        return {sender if isinstance(sender, str) else str(sender[0]): age for sender, age in self._youngest.items()}
+        return {
+            sender if isinstance(sender, str) else str(sender[0]): peer.youngest for sender, peer in self._peers.items()
+        }
+
+
+class _Peer:
+    """What is known of one sender under one key."""
+
+    __slots__ = ("key", "origin", "youngest")
+
+    def __init__(self, key: Key, origin: str, youngest: float) -> None:
+        self.key = key
+        self.origin = origin
+        self.youngest = youngest
 
 
 def _form_refusal(flags: int) -> Refusal:

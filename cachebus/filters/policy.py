@@ -37,16 +37,20 @@ SPECIAL_USE = (
 """Names that mean something on one network only."""
 
 PRIVATE_NETWORKS = tuple(
-    ipaddress.ip_network(text)
+    ipaddress.IPv6Network(text)
     for text in (
-        "0.0.0.0/8", "10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16",
         "::/127", "fc00::/7", "fe80::/10", "::ffff:0:0/104", "::ffff:10.0.0.0/104", "::ffff:127.0.0.0/104",
         "::ffff:169.254.0.0/112", "::ffff:172.16.0.0/108", "::ffff:192.168.0.0/112",
     )
 )  # fmt: skip
-"""RFC 1918, RFC 4193, loopback, link-local, "this network", and their IPv4-mapped forms; not documentation ranges."""
-_PRIVATE_V4_FIRST = frozenset({0, 10, 127, 169, 172, 192})
-"""First bytes that can begin a private IPv4 address: most public ones are told apart by them."""
+"""RFC 4193, loopback, link-local, and the private IPv4 ranges in mapped form; not documentation ranges."""
+_PRIVATE_V4 = frozenset(
+    first.to_bytes(1, "big") + second.to_bytes(1, "big")
+    for first in range(256)
+    for second in range(256)
+    if first in (0, 10, 127) or (first, second) in ((169, 254), (192, 168)) or (first == 172 and 16 <= second < 32)
+)
+"""First two bytes of every private IPv4 address: RFC 1918, loopback, link-local, "this network"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,18 +129,14 @@ def names(texts: Iterable[str]) -> frozenset[bytes]:
 
 
 def _private(rrtype: int, rrs: bytes) -> bool:
-    if rrtype == rrtypes.A and len(rrs) == 16:  # one record: the common case needs no list
-        return rrs[12] in _PRIVATE_V4_FIRST and _is_private(rrs[12:])
-    return any(_is_private(rdata) for _, _, rdata in records(rrs))
+    if rrtype == rrtypes.A:
+        # Packed A records are 16 bytes each, the address at 12.
+        return any(rrs[position : position + 2] in _PRIVATE_V4 for position in range(12, len(rrs), 16))
+    return any(_is_private_v6(rdata) for _, _, rdata in records(rrs))
 
 
-def _is_private(address: bytes) -> bool:
-    if len(address) == 4:
-        parsed: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.IPv4Address(address)
-    elif len(address) == 16:
-        if address[0] & 0xE0 == 0x20:
-            return False  # 2000::/3: global unicast
-        parsed = ipaddress.IPv6Address(address)
-    else:
-        return False
-    return any(parsed in network for network in PRIVATE_NETWORKS if network.version == parsed.version)
+def _is_private_v6(address: bytes) -> bool:
+    if address[0] & 0xE0 == 0x20:
+        return False  # 2000::/3: global unicast
+    parsed = ipaddress.IPv6Address(address)
+    return any(parsed in network for network in PRIVATE_NETWORKS)

@@ -37,8 +37,6 @@ ALGORITHMS = tuple(_ALGORITHMS)
 """Names of the algorithms taken; SHA-1 and MD5 are not (RFC 8945 section 6)."""
 
 _FIXED = struct.Struct("!HHIH")
-_TIME_FUDGE_SIZE = struct.Struct("!HIHH")
-_TAIL = struct.Struct("!HHH")
 _CLASS_TTL = struct.pack("!HI", rrtypes.ANY, 0)
 _TYPE_CLASS_TTL = struct.pack("!H", rrtypes.TSIG) + _CLASS_TTL
 _NO_ERROR_NO_OTHER = b"\0\0\0\0"
@@ -58,13 +56,9 @@ class TsigSecret:
         self._inner = new(bytes(byte ^ 0x36 for byte in padded))
         self._outer = new(bytes(byte ^ 0x5C for byte in padded))
 
-    def mac(self, *parts: bytes) -> bytes:
-        """HMAC (RFC 2104) over the parts; copying two prepared states is half the cost of `hmac.digest`."""
-        inner = self._inner.copy()
-        inner.update(b"".join(parts))
-        outer = self._outer.copy()
-        outer.update(inner.digest())
-        return outer.digest()
+    def states(self) -> tuple[hashlib._Hash, hashlib._Hash]:
+        """The inner and outer hash of HMAC (RFC 2104) with the key already in them; to be copied, never updated."""
+        return self._inner, self._outer
 
     def __repr__(self) -> str:
         return "TsigSecret(...)"
@@ -118,33 +112,51 @@ class Key:
         )
 
 
-class _Form(NamedTuple):
+class _Form:
     """What never changes in the TSIG records and MAC input of one key."""
 
-    key: Key
-    head: bytes
-    """The record up to time signed: owner, type, class, TTL, RDLENGTH, algorithm."""
-    variables: bytes
-    """The MAC's variables up to time signed: owner, class, TTL, algorithm (RFC 8945 section 4.3.3)."""
-    mac_size: int
-    size: int
-    """Bytes of the whole record."""
+    __slots__ = (
+        "head",
+        "head_size",
+        "inner",
+        "key",
+        "mac_size",
+        "mac_size_bytes",
+        "memory",
+        "outer",
+        "size",
+        "variables",
+    )
 
+    def __init__(self, key: Key, memory: ReplayMemory) -> None:
+        algorithm = name_from_text(key.algorithm)
+        self.key = key
+        self.memory = memory
+        self.inner, self.outer = key.secret.states()
+        self.mac_size = self.inner.digest_size
+        self.mac_size_bytes = self.mac_size.to_bytes(2, "big")
+        length = len(algorithm) + 10 + self.mac_size + 6
+        # The record up to time signed: owner, type, class, TTL, RDLENGTH, algorithm.
+        self.head = key.name + _TYPE_CLASS_TTL + length.to_bytes(2, "big") + algorithm
+        self.head_size = len(self.head)
+        # The MAC's variables up to time signed: owner, class, TTL, algorithm (RFC 8945 section 4.3.3).
+        self.variables = key.name + _CLASS_TTL + algorithm
+        self.size = len(key.name) + 10 + length
 
-def _form(key: Key) -> _Form:
-    mac_size = _ALGORITHMS[key.algorithm](b"").digest_size
-    algorithm = name_from_text(key.algorithm)
-    length = len(algorithm) + 10 + mac_size + 6
-    head = key.name + _TYPE_CLASS_TTL + length.to_bytes(2, "big") + algorithm
-    variables = key.name + _CLASS_TTL + algorithm
-    return _Form(key, head, variables, mac_size, len(key.name) + 10 + length)
+    def mac(self, parts: Iterable[bytes]) -> bytes:
+        """HMAC (RFC 2104) over the parts; copying two prepared states is half the cost of `hmac.digest`."""
+        inner = self.inner.copy()
+        inner.update(b"".join(parts))
+        outer = self.outer.copy()
+        outer.update(inner.digest())
+        return outer.digest()
 
 
 class Signer:
     """Signs messages with one key."""
 
     def __init__(self, key: Key) -> None:
-        self._form = _form(key)
+        self._form = _Form(key, ReplayMemory(0, 0))
         self.size = self._form.size
         """Bytes that signing adds."""
 
@@ -153,7 +165,7 @@ class Signer:
         form = self._form
         signed = int(now)
         time_fudge = signed.to_bytes(6, "big") + FUDGE.to_bytes(2, "big")
-        mac = form.key.secret.mac(message, form.variables, time_fudge, _NO_ERROR_NO_OTHER)
+        mac = form.mac((message, form.variables, time_fudge, _NO_ERROR_NO_OTHER))
         additional = (message[10] << 8 | message[11]) + 1
         return b"".join(
             (
@@ -162,7 +174,7 @@ class Signer:
                 message[12:],
                 form.head,
                 time_fudge,
-                form.mac_size.to_bytes(2, "big"),
+                form.mac_size_bytes,
                 mac,
                 message[:2],
                 _NO_ERROR_NO_OTHER,
@@ -187,20 +199,19 @@ class Verifier:
         self, keys: Iterable[Key], *, start: float | None, max_fudge: int = MAX_FUDGE, remember: int = MAX_REMEMBERED
     ) -> None:
         """`start`: when this process began to listen, or None to take messages signed before (reading a file)."""
-        self._forms = tuple(_form(key) for key in keys)
+        self._forms = tuple(_Form(key, ReplayMemory(2 * max_fudge, remember)) for key in keys)
         self._max_fudge = max_fudge
         self._start = start if start is not None else float("-inf")
         self._settled = self._start + max_fudge
-        self._memories = {form.key.name: ReplayMemory(2 * max_fudge, remember) for form in self._forms}
         self._own = ReplayMemory(2 * max_fudge, remember)
 
     def inherit(self, previous: Verifier) -> None:
         """Go on with another's memories, for the keys that both have, and with its start where no key is new."""
         self._own = previous._own
-        for name in self._memories:
-            if name in previous._memories:
-                self._memories[name] = previous._memories[name]
-        if self._memories.keys() <= previous._memories.keys():
+        memories = {form.key.name: form.memory for form in previous._forms}
+        for form in self._forms:
+            form.memory = memories.get(form.key.name, form.memory)
+        if all(form.key.name in memories for form in self._forms):
             self._start, self._settled = previous._start, previous._settled
 
     def sent(self, mac: bytes, now: float) -> None:
@@ -209,25 +220,54 @@ class Verifier:
 
     def remembered(self) -> int:
         """MACs in the replay memories."""
-        return sum(memory.count for memory in self._memories.values())
+        return sum(form.memory.count for form in self._forms)
 
     def verify(self, data: bytes, now: float) -> Verified | Refusal:
-        """Check the last record of `data` in the order key, algorithm, MAC, time, replay."""
+        """Check the last record of `data` in the order key, algorithm, MAC, time, replay. Bytes of any kind are taken."""
         size = len(data)
         for form in self._forms:
-            end = size - form.size
             # A known key's record has a fixed form and length, so it is matched from the message's end, unparsed. That
             # the records before it do end where it begins is for the codec's walk to check.
+            end = size - form.size
             if end >= 12 and data.startswith(form.head, end):
-                after = end + len(form.head)
-                mac_at = after + 10
-                if data[after + 8 : mac_at] != form.mac_size.to_bytes(2, "big") or data[-4:] != _NO_ERROR_NO_OTHER:
-                    break
-                mac = data[mac_at : mac_at + form.mac_size]
-                return self._check(form, data, end, mac, data[after:mac_at], data[-6:-4], now)
-        return self._verify_any_form(data, now)
+                after = end + form.head_size
+                break
+        else:
+            found = self._find(data)
+            if isinstance(found, Refusal):
+                return found
+            form, end, after = found
+        mac_at = after + 10
+        tail = mac_at + form.mac_size
+        if data[after + 8 : mac_at] != form.mac_size_bytes or data[tail + 2 :] != _NO_ERROR_NO_OTHER:
+            return _wrong_form(data, form, after)
+        additional = data[10] << 8 | data[11]
+        if not additional:
+            return Refusal.TSIG_FORM
+        mac = data[mac_at:tail]
+        signed_part = (
+            data[tail : tail + 2],
+            data[2:10],
+            (additional - 1).to_bytes(2, "big"),
+            data[12:end],
+            form.variables,
+            data[after : after + 8],
+            _NO_ERROR_NO_OTHER,
+        )
+        if not hmac.compare_digest(mac, form.mac(signed_part)):
+            return Refusal.BAD_MAC
+        signed = int.from_bytes(data[after : after + 6], "big")
+        fudge = min(data[after + 6] << 8 | data[after + 7], self._max_fudge)
+        if not -fudge <= now - signed <= fudge:
+            return Refusal.BAD_TIME
+        if self._own.count and self._own.holds(signed, mac):
+            return Refusal.OWN_MESSAGE
+        if signed < self._start and now < self._settled:
+            return Refusal.BEFORE_START
+        return form.memory.take(signed, mac, now) or tuple.__new__(Verified, (end, form.key, signed))
 
-    def _verify_any_form(self, data: bytes, now: float) -> Verified | Refusal:
+    def _find(self, data: bytes) -> tuple[_Form, int, int] | Refusal:
+        """(key's form, where the TSIG record begins, where its time signed stands) of a record in any valid form."""
         try:
             end, owner, start = _last_record(data)
         except MessageError:
@@ -248,51 +288,14 @@ class Verifier:
             return Refusal.TSIG_FORM
         if algorithm.lower() != name_from_text(form.key.algorithm):
             return Refusal.WRONG_ALGORITHM
-        if rrclass != rrtypes.ANY or ttl or position + 10 > len(data):
+        if rrclass != rrtypes.ANY or ttl or position + 16 > len(data):
             return Refusal.TSIG_FORM
-        size = _TIME_FUDGE_SIZE.unpack_from(data, position)[3]
-        tail = position + 10 + size
-        if tail + 6 > len(data):
-            return Refusal.TSIG_FORM
-        original, error, other = _TAIL.unpack_from(data, tail)
-        if error or other or tail + 6 != len(data):
-            return Refusal.TSIG_FORM
-        if size != form.mac_size:
-            return Refusal.TRUNCATED_MAC if size < form.mac_size else Refusal.TSIG_FORM
-        return self._check(
-            form, data, end, data[tail - size : tail], data[position : position + 10], original.to_bytes(2, "big"), now
-        )
+        return form, end, position
 
-    def _check(
-        self, form: _Form, data: bytes, end: int, mac: bytes, time_fudge: bytes, original: bytes, now: float
-    ) -> Verified | Refusal:
-        additional = data[10] << 8 | data[11]
-        if not additional:
-            return Refusal.TSIG_FORM
-        expected = form.key.secret.mac(
-            original,
-            data[2:10],
-            (additional - 1).to_bytes(2, "big"),
-            data[12:end],
-            form.variables,
-            time_fudge[:8],
-            _NO_ERROR_NO_OTHER,
-        )
-        if not hmac.compare_digest(mac, expected):
-            return Refusal.BAD_MAC
-        signed = int.from_bytes(time_fudge[:6], "big")
-        fudge = time_fudge[6] << 8 | time_fudge[7]
-        age = now - signed
-        if fudge > self._max_fudge:
-            fudge = self._max_fudge
-        if age > fudge or -age > fudge:
-            return Refusal.BAD_TIME
-        if self._own.holds(signed, mac):
-            return Refusal.OWN_MESSAGE
-        if signed < self._start and now < self._settled:
-            return Refusal.BEFORE_START
-        refusal = self._memories[form.key.name].take(signed, mac, now)
-        return refusal or Verified(end, form.key, signed)
+
+def _wrong_form(data: bytes, form: _Form, after: int) -> Refusal:
+    size = data[after + 8] << 8 | data[after + 9]
+    return Refusal.TRUNCATED_MAC if size < form.mac_size else Refusal.TSIG_FORM
 
 
 class ReplayMemory:
