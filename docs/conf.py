@@ -16,7 +16,7 @@ release = __version__
 
 extensions = ["myst_parser", "generated"]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["STATUS.md", "examples", "_build"]
+exclude_patterns = ["STATUS.md", "_build"]
 myst_enable_extensions = ["deflist", "attrs_inline"]
 myst_heading_anchors = 3
 nitpicky = True
