@@ -9,18 +9,19 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 
 from cachebus.answer import Answer, Refusal
 from cachebus.filters.chain import DEFAULT_MAX_TTL, refused_type
 from cachebus.presentation import name_from_text
 from cachebus.wire import rrtypes
 from cachebus.wire.message import records
-from cachebus.wire.name import ancestors
+from cachebus.wire.name import ancestors, parent
 
 MIN_TTL = 30
 """Seconds: an answer that lives shorter is seldom asked for on another node before it is gone."""
 MAX_NAMES = 100_000
-"""Owner names whose verdict is remembered; about 12 MB. Beyond it all are judged again."""
+"""Parents of owner names whose verdict is remembered; about 12 MB. Beyond it all are judged again."""
 
 SPECIAL_USE = (
     # RFC 6761 and the registry it opened; example.* are left out, as it asks caching servers to (section 6.5).
@@ -69,13 +70,25 @@ class PolicySettings:
     """At or below these everything is refused; wins over `allow`."""
 
 
+class _Name(Enum):
+    """What the rule on private names makes of a name that may be shared."""
+
+    PUBLIC = 1
+    """Its addresses must be public too."""
+    EXEMPT = 2
+
+
+_PUBLIC, _EXEMPT = _Name.PUBLIC, _Name.EXEMPT
+
+
 class Policy:
     """Applies one `share` section; the same on the sending and the receiving side but for the lowest TTL."""
 
     def __init__(self, settings: PolicySettings) -> None:
         self._settings = settings
         self._special = frozenset() if settings.private_names else frozenset(map(name_from_text, SPECIAL_USE))
-        self._verdicts: dict[bytes, Refusal | bool] = {}
+        self._ruled = self._special | settings.allow | settings.deny
+        self._verdicts: dict[bytes, Refusal | _Name] = {}
 
     def refuse_to_share(self, answer: Answer) -> Refusal | None:
         """Why this answer must not leave the node; None when it may."""
@@ -92,35 +105,39 @@ class Policy:
         """
         for rrset in answer.rrsets:
             owner = rrset.owner
-            verdict = self._verdicts.get(owner)
+            # Far fewer parents than names come by, so the verdict on the parent is what is remembered.
+            verdict = None if owner in self._ruled else self._verdicts.get(owner[owner[0] + 1 :])
             if verdict is None:
                 verdict = self._judge(owner)
-            if verdict is True:
+            if verdict is _PUBLIC:
                 rrtype = rrset.type
                 if (rrtype == rrtypes.A or rrtype == rrtypes.AAAA) and _private(rrtype, rrset.rrs):
                     return Refusal.PRIVATE_ADDRESS
-            elif verdict is not False:
-                return verdict
+            elif verdict is not _EXEMPT:
+                return verdict  # type: ignore[return-value]  # the two that are no refusals were asked for
         return None
 
-    def _judge(self, owner: bytes) -> Refusal | bool:
-        """A refusal, True (public: addresses are looked at) or False (exempt from the rule on private names)."""
+    def _judge(self, owner: bytes) -> Refusal | _Name:
+        """What the rules say about a name, remembered for its parent where they say it for all of that one's names."""
+        if owner in self._ruled or owner == b"\0":
+            return self._walk(owner)
+        above = parent(owner)
+        verdict = self._walk(above)
+        if len(self._verdicts) >= MAX_NAMES:
+            self._verdicts.clear()
+        self._verdicts[above] = verdict
+        return verdict
+
+    def _walk(self, owner: bytes) -> Refusal | _Name:
         settings = self._settings
         exempt = settings.private_names
         special = False
-        verdict: Refusal | bool | None = None
         for name in ancestors(owner):
             if name in settings.deny:
-                verdict = Refusal.DENIED
-                break
+                return Refusal.DENIED
             exempt = exempt or name in settings.allow
             special = special or name in self._special
-        if verdict is None:
-            verdict = False if exempt else Refusal.SPECIAL_USE_NAME if special else True
-        if len(self._verdicts) >= MAX_NAMES:
-            self._verdicts.clear()
-        self._verdicts[owner] = verdict
-        return verdict
+        return _EXEMPT if exempt else Refusal.SPECIAL_USE_NAME if special else _PUBLIC
 
 
 def names(texts: Iterable[str]) -> frozenset[bytes]:

@@ -223,7 +223,7 @@ class Verifier:
         return sum(form.memory.count for form in self._forms)
 
     def verify(self, data: bytes, now: float) -> Verified | Refusal:
-        """Check the last record of `data` in the order key, algorithm, MAC, time, replay. Bytes of any kind are taken."""
+        """Check the last record of any `data` in the order key, algorithm, MAC, time, replay."""
         size = len(data)
         for form in self._forms:
             # A known key's record has a fixed form and length, so it is matched from the message's end, unparsed. That
