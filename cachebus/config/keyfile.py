@@ -113,14 +113,15 @@ def read_key_file(path: Path) -> KeyMaterial:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         raise ConfigError(f"key file {path}: {reason(error)}") from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
             raise ConfigError(f"key file {path}: is not a regular file")
-        if status.st_mode & _OTHERS:
-            mode = stat.S_IMODE(status.st_mode)
-            raise ConfigError(f"key file {path}: mode {mode:04o} lets others in; run: chmod 600 {path}")
-        raw = file.read(MAX_KEY_FILE + 1)
+        if mode & _OTHERS:
+            raise ConfigError(f"key file {path}: mode {stat.S_IMODE(mode):04o} lets others in; run: chmod 600 {path}")
+        raw = os.read(descriptor, MAX_KEY_FILE + 1)
+    finally:
+        os.close(descriptor)
     lines = [line for line in raw.decode("utf-8", "replace").splitlines() if line.strip()]
     if len(raw) > MAX_KEY_FILE or len(lines) != 1:
         raise ConfigError(f"key file {path}: must hold exactly one line NAME:ALG:BASE64")

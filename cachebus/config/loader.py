@@ -162,7 +162,7 @@ def _validate(value: dict[str, object], document: Document, problems: list[Probl
     options = _transport_options(document, problems)
     if config is not None:
         for name, transport in config.transports.items():
-            transport._options = options[name]  # as above
+            transport._options = options.get(name, {})  # as above
     return config
 
 
@@ -193,10 +193,10 @@ def _transport_options(document: Document, problems: list[Problem]) -> dict[str,
 
 def _explain(details: ErrorDetails, document: Document) -> Problem:
     location = details["loc"]
+    if location and location[-1] == "[key]":
+        return document.problem(location[:-1], _sentence(details), at_key=True)
     place = location[:2] + location[3:] if location and location[0] in _TAGGED else location
     kind = details["type"]
-    if place and place[-1] == "[key]":
-        return document.problem(place[:-1], _sentence(details), at_key=True)
     if kind == "missing":
         return document.problem(place, "is required")
     if kind == "extra_forbidden":

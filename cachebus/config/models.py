@@ -341,7 +341,7 @@ class Rate(Section):
 
 
 class Share(Section):
-    """What may leave this node."""
+    """The share policy."""
 
     min_ttl: Seconds = Field(default=30, ge=0, le=86400)
     """Answers with less left are not worth a message: 0 to 1 day."""
@@ -369,7 +369,7 @@ class Share(Section):
 
 
 class Cache(Section):
-    """Bounds of the node's cache."""
+    """How much the cache holds."""
 
     max_entries: int = Field(default=200_000, ge=100, le=50_000_000)
     """Most RRsets."""
@@ -401,7 +401,7 @@ class Upstream(Section):
 
 
 class Shim(Section):
-    """cachebus's own DNS server."""
+    """The DNS server for clients: answers from the cache, forwards what is missing."""
 
     listen: tuple[ListenAddress, ...] = Field(min_length=1, max_length=MAX_NAMES)
     """ADDRESS:PORT, each for UDP and TCP."""
@@ -418,7 +418,7 @@ class Shim(Section):
 
 
 class Admin(Section):
-    """How people and monitoring look into the node."""
+    """The admin API."""
 
     socket: UnixPath | None = None
     """Unix socket (mode 0660) of the JSON API, which `status`, `lookup` and `why` talk to."""

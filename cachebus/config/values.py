@@ -176,7 +176,7 @@ def parse_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
         raise ValueError(f"{shown(text)} is not an address or network such as 192.0.2.0/24") from None
 
 
-def _from_text(parser: Callable[[str], Any], *already: type) -> PlainValidator:
+def _text_first(parser: Callable[[str], Any], *already: type) -> Callable[[object], Any]:
     def validate(value: object) -> Any:
         if isinstance(value, already):
             return value
@@ -184,7 +184,16 @@ def _from_text(parser: Callable[[str], Any], *already: type) -> PlainValidator:
             raise ValueError(f"wants text, not {kind_of(value)}")  # noqa: TRY004  (pydantic takes ValueError only)
         return parser(str(value))
 
-    return PlainValidator(validate)
+    return validate
+
+
+def _from_text(parser: Callable[[str], Any], *already: type) -> PlainValidator:
+    return PlainValidator(_text_first(parser, *already))
+
+
+def _number(parser: Callable[[str], Any]) -> BeforeValidator:
+    # Not plain: only before a number's own validator do `ge` and `le` of a field hold.
+    return BeforeValidator(_text_first(parser))
 
 
 def _file(value: object, info: ValidationInfo) -> Path:
@@ -219,11 +228,9 @@ def _schema(description: str, **more: object) -> WithJsonSchema:
 _TEXT = PlainSerializer(str, return_type=str)
 _NUMBER_OR_TEXT = {"type": ["string", "number"]}
 
-Duration = Annotated[float, _from_text(parse_duration), _schema("duration: 30, 500ms, 10m, 1d", **_NUMBER_OR_TEXT)]
-Seconds = Annotated[
-    int, _from_text(parse_seconds), _schema("duration in whole seconds: 30, 10m, 1d", **_NUMBER_OR_TEXT)
-]
-Size = Annotated[int, _from_text(parse_size), _schema("size: 65536, 64KiB, 64MiB", **_NUMBER_OR_TEXT)]
+Duration = Annotated[float, _number(parse_duration), _schema("duration: 30, 500ms, 10m, 1d", **_NUMBER_OR_TEXT)]
+Seconds = Annotated[int, _number(parse_seconds), _schema("duration in whole seconds: 30, 10m, 1d", **_NUMBER_OR_TEXT)]
+Size = Annotated[int, _number(parse_size), _schema("size: 65536, 64KiB, 64MiB", **_NUMBER_OR_TEXT)]
 Label = Annotated[str, _from_text(parse_label), _schema("name", pattern="^[a-z0-9-]{1,63}$")]
 TypeName = Annotated[str, _from_text(parse_type), _schema("type", pattern="^[a-z][a-z0-9+.-]{0,31}$")]
 Address = Annotated[SocketAddress, _from_text(parse_address, SocketAddress), _TEXT, _schema("ADDRESS:PORT")]

@@ -1,0 +1,359 @@
+# ruff: noqa: E501  (each case is one line: a text and its problem)
+"""A whole configuration: what is accepted with which values, and each mistake with its exact line and column."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from cachebus.answer import Evidence
+from cachebus.config import Config, ConfigErrors, admin_socket, load, loads
+from cachebus.config.document import MAX_FILE
+from cachebus.config.models import (
+    CallbackSink,
+    DnstapSource,
+    FileFormat,
+    FileSource,
+    Pairing,
+    Question,
+    ResolverFrames,
+    StreamSource,
+    UnboundSink,
+)
+from cachebus.config.values import SocketAddress, UnixAddress
+from cachebus.errors import ConfigError
+
+KEY = "keys: {k: {secret: AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=}}\n"
+FULL = """\
+node: ams-1
+cluster: home
+keys:
+  k: {algorithm: hmac-sha256, secret: AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=, origins: [ams-1, ams-2],
+      max_evidence: confirmed, evidence: authoritative}
+  old: {secret: AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=}
+sources:
+  resolver: {type: dnstap, listen: "unix:/run/cachebus/dnstap.sock", trust: [authoritative], pairing: off,
+             evidence_window: 500ms, resolver_frames: none, stale_ttl: 1m, validating: true, allow_uids: [101]}
+  direct: {type: stream, listen: "127.0.0.1:6000", claims: validated, insecure: true}
+  capture: {type: file, path: capture.wire, format: wire, claims: confirmed}
+transports:
+  lan: {type: udp, codec: dns, listen: "[::]:5390", peers: ["192.0.2.11:5390", "[2001:db8::2]:5390"],
+        key: k, keys: [old], accept: {evidence: validated}, question: omit, max_message: 4KiB, peers_only: true, socket_buffer: 1MiB}
+  other: {type: vendor-bus, url: "bus://x", key: k, depth: 3, fast: true, ratio: 0.5, note: 'off', more: {a: [1]}}
+sinks:
+  cache: {type: cache}
+  resolver: {type: unbound, control: "unix:/run/unbound.ctl", rate: 500}
+  mine: {type: callback, function: "my.module:take"}
+share: {min_ttl: 1m, max_ttl: 1d, private_names: never, second_sighting: 10m, infrastructure: true,
+        allow: [test, a.Example.], deny: [secret.example], rate: {node: 1000, zone: 10}}
+cache: {max_entries: 5000, max_bytes: 64MiB}
+shim:
+  listen: ["127.0.0.1:53", "[::1]:53"]
+  upstreams: ["127.0.0.1:5335", "2001:db8::9", {address: 192.0.2.1, validating: true, tls_name: dns.example},
+              {address: "192.0.2.2:54", authoritative: true}]
+  allow: [192.0.2.0/24]
+  timeout: 2
+admin: {socket: /run/cachebus/api.sock, http: "127.0.0.1:9853"}
+"""
+
+
+def problems(text: str, **more: object) -> list[str]:
+    with pytest.raises(ConfigErrors) as caught:
+        loads(text, file="f", **more)  # type: ignore[arg-type]
+    return [str(problem) for problem in caught.value.problems]
+
+
+def full(tmp_path: Path) -> Config:
+    (tmp_path / "capture.wire").touch()
+    return loads(FULL, directory=tmp_path)
+
+
+def test_the_smallest_configuration_and_its_defaults() -> None:
+    config = loads("node: a\n")
+    assert (config.node, config.cluster, config.keys, config.shim) == ("a", "default", {}, None)
+    assert (config.share.min_ttl, config.share.second_sighting, config.admin.socket) == (30, None, None)
+    assert config.warnings == ()
+
+
+def test_empty_sections_are_left_out_ones() -> None:
+    assert loads("node: a\nkeys:\nsources:\n  # none\nshare:\nshim:\nadmin:\n") == loads("node: a\n")
+
+
+def test_sources_as_typed_values(tmp_path: Path) -> None:
+    sources = full(tmp_path).sources
+    dnstap, direct, capture = sources["resolver"], sources["direct"], sources["capture"]
+    assert isinstance(dnstap, DnstapSource)
+    assert dnstap.listen == UnixAddress("/run/cachebus/dnstap.sock")
+    assert (dnstap.trust, dnstap.minimum_evidence) == ((Evidence.AUTHORITATIVE,), Evidence.AUTHORITATIVE)
+    assert (dnstap.pairing, dnstap.resolver_frames) == (Pairing.OFF, ResolverFrames.NONE)
+    assert (dnstap.evidence_window, dnstap.stale_ttl, dnstap.validating, dnstap.allow_uids) == (0.5, 60, True, (101,))
+    assert isinstance(direct, StreamSource)
+    assert (direct.listen, direct.claims) == (SocketAddress("127.0.0.1", 6000), Evidence.VALIDATED)
+    assert direct.trust == (Evidence.CONFIRMED, Evidence.VALIDATED)
+    assert isinstance(capture, FileSource)
+    assert (capture.path, capture.format) == (tmp_path / "capture.wire", FileFormat.WIRE)
+
+
+def test_keys_and_transports_as_typed_values(tmp_path: Path) -> None:
+    config = full(tmp_path)
+    assert config.keys["k"].origins == ("ams-1", "ams-2")
+    assert (config.keys["k"].max_evidence, config.keys["old"].max_evidence) == (Evidence.CONFIRMED, Evidence.VALIDATED)
+    lan, other = config.transports["lan"], config.transports["other"]
+    assert (lan.listen, lan.peers) == ("[::]:5390", ("192.0.2.11:5390", "[2001:db8::2]:5390"))
+    assert lan.accepted_keys == ("k", "old")
+    assert (lan.accept.minimum_evidence, lan.question, lan.max_message) == (Evidence.VALIDATED, Question.OMIT, 4096)
+    assert lan.options == {"peers_only": True, "socket_buffer": 1 << 20}
+    assert other.url == "bus://x"
+    assert other.options == {"depth": 3, "fast": True, "ratio": 0.5, "note": "off", "more": {"a": [1]}}
+
+
+def test_the_rest_as_typed_values(tmp_path: Path) -> None:
+    config = full(tmp_path)
+    unbound, mine = config.sinks["resolver"], config.sinks["mine"]
+    assert isinstance(unbound, UnboundSink)
+    assert (str(unbound.control), unbound.rate) == ("unix:/run/unbound.ctl", 500)
+    assert isinstance(mine, CallbackSink)
+    assert mine.function == "my.module:take"
+    assert config.share.allow == (b"\4test\0", b"\1a\7example\0")
+    assert (config.share.second_sighting, config.share.rate.zone) == (600, 10)
+    assert (config.cache.max_entries, config.cache.max_bytes) == (5000, 64 << 20)
+    assert config.shim is not None
+    assert [str(upstream.endpoint) for upstream in config.shim.upstreams] == [
+        "127.0.0.1:5335", "[2001:db8::9]:53", "192.0.2.1:853", "192.0.2.2:54",
+    ]  # fmt: skip
+    assert config.admin.http == SocketAddress("127.0.0.1", 9853)
+
+
+def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
+    config = full(tmp_path)
+    with pytest.raises(ValidationError):
+        config.node = "b"  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        config.share.min_ttl = 0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cluster: a\n", "f:1:1: node: is required"),
+        ("nod: a\nnode: b\n", "f:1:1: nod: unknown key (did you mean node?)"),
+        ("node: a\nzzz: 1\n", "f:2:1: zzz: unknown key"),
+        ("node: A\n", "f:1:7: node: 'A' must be 1 to 63 of a-z, 0-9 and -"),
+        ("node: [a]\n", "f:1:7: node: wants text, not a list"),
+        ("node: a\nkeys: []\n", "f:2:7: keys: wants a mapping (`key: value`)"),
+        ("node: a\nkeys:\n  k: {secrt: x}\n", "f:3:3: keys.k.secret: is required"),
+        ("node: a\nkeys: {k: {secret: AAAA}}\n", "f:2:20: keys.k.secret: it: the secret has 3 bytes, not 16 to 512"),
+        ("node: a\nsources:\n  s: {listen: x}\n", "f:3:3: sources.s.type: is required"),
+        (
+            "node: a\nsources: {s: {type: dnstab}}\n",
+            "f:2:21: sources.s.type: is not one of dnstap, stream, file (did you mean dnstap?)",
+        ),
+        (
+            "node: a\nsources: {s: {type: dnstap, listn: x}}\n",
+            "f:2:29: sources.s.listn: unknown key (did you mean listen?)",
+        ),
+        (
+            "node: a\nsources:\n  s:\n    type: stream\n    listen: unix:/run/x/y\n",
+            "f:3:3: sources.s.claims: is required",
+        ),
+        (
+            "node: a\nsources: {s: {type: dnstap, listen: 'unix:/run/x/y', trust: [confirmd]}}\n",
+            "f:2:62: sources.s.trust.0: 'confirmd' is not one of authoritative, confirmed, validated (did you mean confirmed?)",
+        ),
+        ("node: a\nsources: {s: {type: dnstap, listen: 'unix:/run/x/y', trust: []}}\n", "f:2:61: sources.s.trust: is empty"),
+        (
+            "node: a\nsources: {s: {type: dnstap, listen: 'unix:/run/x/y', evidence_window: 0}}\n",
+            "f:2:71: sources.s.evidence_window: is below 0.1",
+        ),
+        ("node: a\nsources: {S_: {type: dnstap, listen: 'unix:/run/x/y'}}\n",
+         "f:2:11: sources.S_: 'S_' must be 1 to 63 of a-z, 0-9 and -"),
+        ("node: a\nsinks: {s: {type: unbound}}\n", "f:2:9: sinks.s.control: is required"),
+        ("node: a\nsinks: {s: {type: callback, function: x}}\n", "f:2:39: sinks.s.function: must be package.module:function"),
+        ("node: a\nshare: {min_ttl: 1m, max_ttl: 30}\n", "f:2:18: share.min_ttl: is above `max_ttl`: nothing would be shared"),
+        ("node: a\nshare: {min_ttl: 2d}\n", "f:2:18: share.min_ttl: is above 86400"),
+        ("node: a\nshare: {rate: {node: 0}}\n", "f:2:22: share.rate.node: is not above 0"),
+        ("node: a\nshare: {infrastructure: perhaps}\n", "f:2:25: share.infrastructure: wants true or false"),
+        ("node: a\nshare: {allow: [a..b]}\n", "f:2:17: share.allow.0: not a domain name: 'a..b' has an empty label"),
+        ("node: a\nshare: {private_names: always}\n", "f:2:24: share.private_names: is not one of never, allow"),
+        ("node: a\ncache: {max_entries: many}\n", "f:2:22: cache.max_entries: wants a whole number"),
+        ("node: a\nadmin: {http: '0.0.0.0:9853'}\n",
+         "f:2:15: admin.http: is beyond loopback, without TLS or passwords; `http_beyond_loopback: true` allows it"),
+        ("node: a\nadmin: {socket: /nonexistent/x}\n", "f:2:17: admin.socket: the directory /nonexistent does not exist"),
+    ],
+)  # fmt: skip
+def test_each_mistake_with_its_place(text: str, expected: str) -> None:
+    assert expected in problems(text)
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("{type: udp, key: k, listen: '127.0.0.1'}", "33: transports.t.listen: '127.0.0.1' has no port"),
+        ("{type: udp, key: k, peers: ['x:1']}",
+         "33: transports.t.peers.0: 'x:1' has no IP address; write 192.0.2.1:PORT or [2001:db8::1]:PORT"),
+        ("{type: udp, key: k, peers: ['[::1]:1', '[::1]:1']}", "44: transports.t.peers.1: is there twice"),
+        ("{type: udp, key: k}", "2: transports.t: udp needs `listen`, `peers` or both"),
+        ("{type: udp, key: kk, listen: '[::]:1'}", "22: transports.t.key: names no key of `keys` (did you mean k?)"),
+        ("{type: udp, key: k, keys: [q], listen: '[::]:1'}", "32: transports.t.keys.0: names no key of `keys`"),
+        ("{type: udp, listen: '[::]:1'}", "2: transports.t: `key` is required: everything on the bus is signed"),
+        ("{type: udp, keys: [k], peers: ['[::1]:1']}",
+         "2: transports.t: `key` is required: everything on the bus is signed"),
+        ("{type: udp, key: k, listen: '[::]:1', url: x}",
+         "48: transports.t.url: udp has none; it takes `listen` and `peers`"),
+        ("{type: udp, key: k, listen: '[::]:1', max_message: 100}", "56: transports.t.max_message: is below 512"),
+        ("{type: udp, key: k, listen: '[::]:1', codec: batch}", "50: transports.t.codec: batch is not available in this version"),
+        ("{type: udp, key: k, listen: '[::]:1', codec: dn}", "50: transports.t.codec: is not dns (did you mean dns?)"),
+        ("{type: udp, key: k, listen: '[::]:1', hops: 1}", "43: transports.t.hops: not available in this version"),
+        ("{type: udp, key: k, listen: '[::]:1', peers_onyl: 1}",
+         "43: transports.t.peers_onyl: unknown key (did you mean peers_only?)"),
+        ("{type: udp, key: k, listen: '[::]:1', socket_buffer: 1}", "58: transports.t.socket_buffer: is below 65536"),
+        ("{type: udp, key: k, listen: '[::]:1', accept: {evidense: x}}",
+         "52: transports.t.accept.evidense: unknown key (did you mean evidence?)"),
+        ("{type: mqtt, key: k}", "12: transports.t.type: mqtt is not available in this version"),
+        ("{type: upd, key: k}", "12: transports.t.type: no transport 'upd' is installed (did you mean udp?)"),
+        ("{type: U P, key: k}", "12: transports.t.type: 'U P' is not the type of a transport"),
+        ("{key: k}", "2: transports.t.type: is required"),
+        ("x", "5: transports.t: wants a mapping (`key: value`)"),
+    ],
+)  # fmt: skip
+def test_each_mistake_of_a_transport(entry: str, expected: str) -> None:
+    found = problems(f"node: a\n{KEY}transports:\n t: {entry}\n", transport_types=("udp",))
+    assert f"f:4:{expected}" in found
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("listen: '127.0.0.1:1'",
+         "2:37: sources.s.listen: any local user can write to TCP on loopback: use unix:PATH, or `insecure: true`"),
+        ("listen: '192.0.2.1:1', insecure: true",
+         "2:37: sources.s.listen: TCP beyond loopback needs `tls`: whoever can write here fills every cache"),
+        ("listen: '0.0.0.0:1'",
+         "2:37: sources.s.listen: TCP beyond loopback needs `tls`: whoever can write here fills every cache"),
+        ("listen: unix:/run/x/y, insecure: true",
+         "2:62: sources.s.insecure: is for TCP; a unix socket checks who connects by its user"),
+        ("listen: '127.0.0.1:1', insecure: true, allow_uids: [1]",
+         "2:80: sources.s.allow_uids: is for a unix socket; TCP does not tell the user"),
+        ("listen: unix:/nonexistent/y", "2:37: sources.s.listen: the directory /nonexistent does not exist"),
+        ("listen: '192.0.2.1:1', tls: {cert: /nonexistent/c, key: /nonexistent/k, ca: /nonexistent/a}",
+         "2:64: sources.s.tls.cert: /nonexistent/c: No such file or directory"),
+        ("listen: '192.0.2.1:1', tls: {cert: c}", "2:52: sources.s.tls.ca: is required"),
+    ],
+)  # fmt: skip
+def test_a_source_is_a_border(entry: str, expected: str) -> None:
+    assert "f:" + expected in problems(f"node: a\nsources: {{s: {{type: dnstap, {entry}}}}}\n")
+
+
+@pytest.mark.parametrize(
+    ("upstream", "expected"),
+    [
+        ("{address: 192.0.2.1, validating: true}",
+         "4:48: shim.upstreams.0.validating: needs a `tls_name` beyond loopback: anyone on the way could set AD"),
+        ("{address: '::1', validating: true, authoritative: true}",
+         "4:65: shim.upstreams.0.authoritative: `validating` and `authoritative` exclude each other"),
+        ("localhost", "4:15: shim.upstreams.0.address: 'localhost' has no IP address; write 192.0.2.1:PORT or [2001:db8::1]:PORT"),
+        ("127.0.0.1", "4:15: shim.upstreams.0.address: is the shim's own address: it would ask itself"),
+        ("{url: 'https://x'}", "4:16: shim.upstreams.0.url: not available in this version"),
+        ("{address: '::1', tls_name: a..b}",
+         "4:42: shim.upstreams.0.tls_name: not a domain name: 'a..b' has an empty label"),
+        ("{address: '::1', validate: true}", "4:32: shim.upstreams.0.validate: unknown key (did you mean validating?)"),
+    ],
+)  # fmt: skip
+def test_each_mistake_of_an_upstream(upstream: str, expected: str) -> None:
+    text = f"node: a\nshim:\n  listen: ['127.0.0.1:53']\n  upstreams: [{upstream}]\n"
+    assert "f:" + expected in problems(text)
+
+
+@pytest.mark.parametrize("key", ["hints", "swild", "local_data", "block_lists", "workers"])
+def test_what_later_versions_have_is_said_so(key: str) -> None:
+    text = f"node: a\nshim:\n  listen: ['127.0.0.1:53']\n  {key}: 1\n"
+    assert problems(text) == [f"f:4:3: shim.{key}: not available in this version"]
+
+
+def test_every_problem_is_reported_in_the_order_of_the_file() -> None:
+    text = "x: 1\nnode: A\nshare: {min_ttl: z}\nnode: b\ncache: {max_bytes: 1}\n"
+    assert [problem.split(" ")[0] for problem in problems(text)] == ["f:1:1:", "f:2:7:", "f:3:18:", "f:4:1:", "f:5:20:"]
+
+
+def test_two_parts_cannot_listen_on_one_address() -> None:
+    text = "node: a\nsources:\n  s: {type: dnstap, listen: unix:/run/x/y}\n  t: {type: dnstap, listen: unix:/run/x/y}\n"
+    assert problems(text) == ["f:4:29: sources.t.listen: is already used by `sources.s.listen`"]
+    text = (
+        f"node: a\n{KEY}transports:\n  t: {{type: udp, key: k, listen: '[::1]:53'}}\nshim: {{listen: ['[::1]:53']}}\n"
+    )
+    assert problems(text) == ["f:5:17: shim.listen.0: is already used by `transports.t.listen`"]
+
+
+def test_warnings_have_places_too() -> None:
+    config = loads("node: a\nsources:\n  s: {type: dnstap, listen: unix:/run/x/y, resolver_frames: none}\n", file="f")
+    assert [str(warning) for warning in config.warnings] == [
+        "f:3:61: sources.s.resolver_frames: the resolver's word to clients is all the evidence: switch serve-stale and ECS off on it"
+    ]
+    text = f"node: b\n{KEY}transports:\n  t: {{type: udp, key: k, listen: '[::1]:53'}}\n"
+    config = loads(text.replace("8=}", "8=, origins: [a]}"), file="f")
+    assert [warning.key for warning in config.warnings] == ["transports.t.key"]
+
+
+def test_load_reads_relative_to_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("node: a\nkeys: {k: {secret: 'file:k.key'}}\n")
+    key = tmp_path / "k.key"
+    key.write_text("k:hmac-sha256:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n")
+    key.chmod(0o600)
+    assert load(path).keys["k"].secret_bytes() == bytes(range(32))
+    path.write_bytes(b"\xef\xbb\xbfnode: a\n")
+    assert load(str(path)).node == "a"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"node: a\nx: \xff\n", ":2:4: not UTF-8"),
+        (b"#" * (MAX_FILE + 1), f":1:1: longer than {MAX_FILE} bytes"),
+        (None, ":1:1: No such file or directory"),
+    ],
+)
+def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None, expected: str) -> None:
+    path = tmp_path / "c.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigErrors) as caught:
+        load(path)
+    assert str(caught.value) == f"{path}{expected}"
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+
+
+def test_a_directory_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigErrors, match="directory"):
+        load(tmp_path)
+
+
+def test_admin_socket_needs_no_keys(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("node: a\nkeys: {k: {secret: 'file:/nonexistent'}}\nadmin: {socket: /run/x.sock}\n")
+    assert admin_socket(path) == "/run/x.sock"
+    path.write_text("node: a\n")
+    with pytest.raises(ConfigError, match=r"no `admin\.socket`"):
+        admin_socket(path)
+    path.write_text("node: a\nadmin: {socket: x}\n")
+    with pytest.raises(ConfigErrors, match=r"2:17: admin\.socket: 'x' is not an absolute path"):
+        admin_socket(path)
+
+
+def models(model: type[BaseModel], schema: dict[str, object]) -> list[tuple[str, dict[str, object]]]:
+    definitions = schema.get("$defs")
+    assert isinstance(definitions, dict)
+    return [(model.__name__, schema), *definitions.items()]
+
+
+def test_every_key_is_described_in_the_schema() -> None:
+    schema = Config.model_json_schema()
+    json.dumps(schema)
+    for name, definition in models(Config, schema):
+        properties = definition.get("properties", {})
+        assert isinstance(properties, dict)
+        for key, value in properties.items():
+            assert value.get("description"), f"{name}.{key} has no description"
