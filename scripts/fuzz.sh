@@ -4,7 +4,7 @@
 set -eu
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
-PARSERS='cachebus/wire/*.py'
+PARSERS='cachebus/wire/*.py,cachebus/codecs/*.py'
 MINIMUM=90 # percent of branches, per parser
 
 FUZZ_EXAMPLES=${FUZZ_EXAMPLES:-100000} pytest -m fuzz -o faulthandler_timeout=0 "$@"
