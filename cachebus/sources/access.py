@@ -29,6 +29,8 @@ STALL_TIMEOUT = 60.0
 """Seconds, 0.1 to 3600, that a frame may stay unfinished: a sender that died without closing holds no memory longer.
 A connection that is silent between frames is kept, for a quiet resolver is silent for hours."""
 
+File = str | os.PathLike[str]
+
 _PEER_CREDENTIALS = struct.Struct("iII")
 """struct ucred of SO_PEERCRED: pid, uid, gid (unix(7))."""
 _KEEPALIVE_IDLE = 60
@@ -89,7 +91,7 @@ def _check_range(name: str, what: str, value: float, low: float, high: float) ->
         raise ConfigError(f"source {name}: {what} must be from {low} to {high}, not {value}")
 
 
-def server_context(cert: Path, key: Path, ca: Path) -> ssl.SSLContext:
+def server_context(cert: File, key: File, ca: File) -> ssl.SSLContext:
     """TLS 1.3 for a listening source, with a certificate demanded of every client.
 
     `cert` is this end's chain, `key` its private key, `ca` what signs the clients' certificates, all PEM files.

@@ -109,7 +109,7 @@ class FileSettings:
 
     name: str
     """The source's name in the configuration."""
-    path: Path
+    path: str | os.PathLike[str]
     format: Format | None = None
     """None: by its content."""
 
@@ -147,11 +147,11 @@ class FileSource:
 
     async def __aenter__(self) -> Self:
         """Start to read. Raises `ConfigError` when the file cannot be read or is of no known format."""
-        path = self._settings.path
+        path = Path(self._settings.path)
         try:
             kind = self._settings.format or recognise(path)
             recorded = path.stat().st_mtime
-        except (FrameError, OSError) as error:
+        except (FrameError, ConfigError, OSError) as error:
             raise ConfigError(f"source {self._settings.name}: {error}") from error
         self._task = asyncio.create_task(self._read(kind, recorded), name=f"{self._settings.name}: read")
         return self
@@ -167,7 +167,7 @@ class FileSource:
         receiver = _receiver(kind)
         time = 0.0
         try:
-            for data in _slices(self._settings.path, size=READ_SIZE):
+            for data in _slices(Path(self._settings.path), size=READ_SIZE):
                 self._bytes += len(data)
                 for frame in receiver.receive_data(data):
                     now = self._clock()
