@@ -33,7 +33,7 @@ stage docs make --no-print-directory docs
 
 echo "== tests"
 mkdir -p build
-timeout --foreground --signal=INT --kill-after=30 $TESTS_MAY_TAKE pytest --durations=10 "$@" 2>&1 | tee build/pytest.log
+timeout --foreground --signal=INT --kill-after=30 $TESTS_MAY_TAKE pytest --color=no --continue-on-collection-errors --durations=10 "$@" 2>&1 | tee build/pytest.log
 outcome=${PIPESTATUS[0]}
 summary=$(grep -E '^=+ .* in [0-9.]+s.* =+$' build/pytest.log | tail -1)
 if [ "$outcome" -eq 124 ] || [ "$outcome" -eq 137 ]; then

@@ -119,3 +119,33 @@ def test_a_skip_is_a_failure_in_ci_only(ci: str, tmp_path: Path) -> None:
     else:
         assert done.returncode == 0
         assert "1 passed, 3 skipped, 1 xfailed" in summary
+
+
+RUNS = {
+    "all right": ("==== 3 passed in 0.10s ====", 0, "", "7 passed, 0 failed", 0),
+    "long and right": ("==== 3 passed, 1 xfailed in 70.10s (0:01:10) ====", 0, "", "7 passed, 0 failed", 0),
+    "tests failed": ("= 1 failed, 3 passed, 1 skipped, 2 errors in 0.10s =", 1, "", "7 passed, 3 failed", 1),
+    "one error": ("==== 1 error in 0.10s ====", 2, "", "4 passed, 1 failed", 1),
+    "a stage failed": ("==== 3 passed in 0.10s ====", 0, "types", "6 passed, 1 failed", 1),
+    "no summary": ("Segmentation fault", 139, "", "4 passed, 1 failed", 1),
+    "nothing ran": ("==== no tests ran in 0.10s ====", 5, "", "4 passed, 1 failed", 1),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_last_line_counts_stages_and_tests(case: str, tmp_path: Path) -> None:
+    summary, code, broken_stage, last_line, outcome = RUNS[case]
+    script = tmp_path / "scripts" / "test.sh"
+    script.parent.mkdir()
+    script.write_bytes((ROOT / "scripts/test.sh").read_bytes())
+    for name, text in {
+        "make": f'[ "$2" != "{broken_stage}" ]',
+        "pytest": f"echo 'tests/unit/test_it.py ...'; echo '{summary}'; exit {code}",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == last_line
+    assert done.returncode == outcome
+    assert ("types: FAILED" in done.stdout) == bool(broken_stage)
