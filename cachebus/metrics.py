@@ -19,10 +19,13 @@ Status = Mapping[str, Any]
 
 STAGES = {"sources": "source", "transports": "transport", "sinks": "sink"}
 """Section of the status to the label that names its parts."""
+SINGLE = ("share", "shim")
+"""Sections of the status that are one part each; its name is its stage too."""
 GAUGES = frozenset(
     {
-        "entries", "bytes", "connections", "pending", "queued", "refill_queued", "up", "held", "names",
-        "receive_buffer_bytes", "send_buffer_bytes", "receive_queue_bytes", "clients", "in_flight", "clock_offset",
+        "entries", "bytes", "connections", "pending", "queued", "refill_queued", "up",
+        "receive_buffer_bytes", "send_buffer_bytes", "receive_queue_bytes", "in_flight", "clock_offset",
+        "pending_bytes", "tcp_open", "finished", "waiting",
     }
 )  # fmt: skip
 """Numbers that go up and down; every other one only counts up."""
@@ -51,6 +54,7 @@ class NodeCollector(Collector):
         yield GaugeMetricFamily("cachebus_uptime_seconds", "Seconds since the start.", status.get("uptime", 0.0))
         yield from _flat("cachebus_cache", "of the cache", status.get("cache", {}))
         yield from _flat("cachebus_shim", "of the shim", status.get("shim", {}))
+        yield from _flat("cachebus_share", "by the share policy and the publisher", status.get("share", {}))
         yield from _refused(status)
         yield from _dropped(status)
         for section, label in STAGES.items():
@@ -88,6 +92,8 @@ def _numbers(counters: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 def _flat(prefix: str, what: str, counters: Mapping[str, Any]) -> Iterator[Metric]:
     for counter, value in _numbers(counters):
+        if counter in DROPS:
+            continue
         family = _family(f"{prefix}_{counter}", what, counter, ())
         family.add_metric([], value)
         yield family
@@ -119,12 +125,11 @@ def _refused(status: Status) -> Iterator[Metric]:
         "What was not taken, by the stage, its part, and the reason.",
         labels=["stage", "part", "reason"],
     )
-    for section, stage in STAGES.items():
-        for part, counters in status.get(section, {}).items():
-            reasons = counters.get("refused", {})
-            if isinstance(reasons, Mapping):
-                for reason, count in list(reasons.items())[:MAX_REASONS]:
-                    family.add_metric([stage, part, str(reason)], count)
+    for stage, part, counters in _stages(status):
+        reasons = counters.get("refused", {})
+        if isinstance(reasons, Mapping):
+            for reason, count in list(reasons.items())[:MAX_REASONS]:
+                family.add_metric([stage, part, str(reason)], count)
     yield family
 
 
@@ -133,9 +138,17 @@ def _dropped(status: Status) -> Iterator[Metric]:
         "cachebus_queue_dropped", "What a full queue lost, by the stage, its part, and the queue.",
         labels=["stage", "part", "queue"],
     )  # fmt: skip
+    for stage, part, counters in _stages(status):
+        for counter, value in _numbers(counters):
+            if counter in DROPS:
+                family.add_metric([stage, part, "kernel" if counter == "kernel_drops" else "node"], value)
+    yield family
+
+
+def _stages(status: Status) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     for section, stage in STAGES.items():
         for part, counters in status.get(section, {}).items():
-            for counter, value in _numbers(counters):
-                if counter in DROPS:
-                    family.add_metric([stage, part, "kernel" if counter == "kernel_drops" else "node"], value)
-    yield family
+            yield stage, part, counters
+    for single in SINGLE:
+        if single in status:
+            yield single, single, status[single]

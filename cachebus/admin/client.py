@@ -49,6 +49,8 @@ def ask(path: str, what: str, parameters: Mapping[str, str] | None = None, *, ti
         response = connection.getresponse()
         body = response.read(MAX_REPLY + 1)
         status = response.status
+        if len(body) <= MAX_REPLY and response.length:  # what is missing of it
+            raise http.client.IncompleteRead(body, response.length)
     except TimeoutError:
         raise NodeUnreachable(f"no answer from the node on {path} within {timeout:g} s") from None
     except (OSError, ValueError) as error:

@@ -29,6 +29,6 @@ def rdata_text(rrtype: int, rdata: bytes) -> str:
 
     try:
         kind = dns.rdatatype.RdataType.make(rrtype)
-        return dns.rdata.from_wire(dns.rdataclass.IN, kind, rdata, 0, len(rdata)).to_text()
+        return dns.rdata.from_wire(dns.rdataclass.IN, kind, rdata, 0, len(rdata)).to_text().rstrip()
     except (dns.exception.DNSException, ValueError):
         return f"\\# {len(rdata)} {rdata.hex()}".rstrip()

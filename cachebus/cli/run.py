@@ -21,7 +21,7 @@ FORMAT = "%(levelname)s %(name)s: %(message)s"
 )
 def run(config: Path, log_level: str) -> int:
     """Run a node until SIGTERM or SIGINT; SIGHUP reads the configuration again and keeps the cache."""
-    from cachebus import node
+    from cachebus.node import run as run_node
 
     logging.basicConfig(level=log_level.upper(), format=FORMAT)
-    return node.run(config) or 0
+    return run_node(config)

@@ -35,8 +35,9 @@ def describe(report: Mapping[str, Any]) -> Iterator[str]:
     for section, word in (("sources", "source"), ("transports", "transport"), ("sinks", "sink")):
         for name, counters in report.get(section, {}).items():
             yield from _part(f"{word} {name}", counters)
-    if "shim" in report:
-        yield from _part("shim", report["shim"])
+    for section in ("share", "shim"):
+        if section in report:
+            yield from _part(section, report[section])
 
 
 def _part(title: str, counters: Mapping[str, Any]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from cachebus.config.keyfile import (
     read_key_file,
     read_variable,
     reason,
+    variable_text,
 )
 from cachebus.config.models import (
     Admin,
@@ -133,7 +134,7 @@ class Checker:
         if kind != "env":
             raise ConfigError("must be `file:PATH`, `env:VAR` or base64")
         value = read_variable(rest, self._environment)
-        where = f"environment variable {rest}"
+        where = variable_text(rest)
         if ":" in value:
             return parse_key_text(value, where)
         return KeyMaterial(b"", "", decode_secret(value, where))
@@ -202,8 +203,6 @@ class Checker:
                 self._warn((*place, "key"), f"its `origins` do not have {self._config.node}, which signs with it")
         elif transport.peers or not transport.keys:
             self._report(place, "`key` is required: everything on the bus is signed")
-        if transport.tls is not None:
-            self._tls_files((*place, "tls"), transport.tls.cert, transport.tls.key, transport.tls.ca)
         if transport.type == "udp":
             self._udp(place, transport)
 
@@ -217,9 +216,8 @@ class Checker:
         return False
 
     def _udp(self, place: Place, transport: Transport) -> None:
-        for key in ("url", "tls"):
-            if getattr(transport, key) is not None:
-                self._report((*place, key), "udp has none; it takes `listen` and `peers`")
+        if transport.url is not None:
+            self._report((*place, "url"), "udp has none; it takes `listen` and `peers`")
         if transport.listen is None and not transport.peers:
             self._report(place, "udp needs `listen`, `peers` or both")
         if transport.listen is not None:
@@ -309,12 +307,10 @@ class Checker:
         if not directory.is_dir():
             self._report(place, f"the directory {directory} does not exist")
 
-    def _tls_files(self, place: Place, cert: Path | None, key: Path | None, ca: Path | None) -> None:
-        for name, path in (("cert", cert), ("key", key), ("ca", ca)):
-            if path is not None:
-                self._file((*place, name), path, private=name == "key")
-        if (cert is None) != (key is None):
-            self._report(place, "`cert` and `key` go together")
+    def _tls_files(self, place: Place, cert: Path, key: Path, ca: Path) -> None:
+        self._file((*place, "cert"), cert)
+        self._file((*place, "key"), key, private=True)
+        self._file((*place, "ca"), ca)
 
     def _file(self, place: Place, path: Path, *, private: bool = False) -> None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 import secrets
 import stat
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ MAX_SECRET = 512
 MAX_KEY_FILE = 4096
 """Bytes of a key file, which is one line."""
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_VARIABLE = re.compile("[A-Z_][A-Z0-9_]{0,31}", re.IGNORECASE | re.ASCII)
 
 
 class KeyMaterial(NamedTuple):
@@ -57,7 +59,7 @@ def resolve_key(
     if kind == "file" and not _is_key_text(text):
         return read_key_file((directory or Path()) / rest)
     if kind == "env" and not _is_key_text(text):
-        return parse_key_text(read_variable(rest, environment), f"environment variable {rest}")
+        return parse_key_text(read_variable(rest, environment), variable_text(rest))
     return parse_key_text(text, "key")
 
 
@@ -71,8 +73,13 @@ def read_variable(name: str, environment: Mapping[str, str] | None = None) -> st
     """Give the content of an environment variable. Raises `ConfigError` when it is not set or empty."""
     value = (os.environ if environment is None else environment).get(name, "") if name else ""
     if not value.strip():
-        raise ConfigError(f"environment variable {name or '(no name)'} is not set")
+        raise ConfigError(f"{variable_text(name)} is not set")
     return value.strip()
+
+
+def variable_text(name: str) -> str:
+    """Name an environment variable in a message, unless it may be a secret that was written in the name's place."""
+    return f"environment variable {name}" if _VARIABLE.fullmatch(name) else "an environment variable of that name"
 
 
 def parse_key_text(text: str, where: str) -> KeyMaterial:

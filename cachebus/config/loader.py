@@ -29,7 +29,21 @@ LATER: Mapping[str, frozenset[str]] = {
     "shim.upstreams": frozenset({"url"}),
     "share": frozenset({"site"}),
     "transports": frozenset(
-        {"group", "interface", "hops", "loop", "sources", "bind", "connect", "curve", "cluster", "qos", "flush", "zstd"}
+        {
+            "group",
+            "interface",
+            "hops",
+            "loop",
+            "sources",
+            "bind",
+            "connect",
+            "curve",
+            "cluster",
+            "qos",
+            "flush",
+            "zstd",
+            "tls",
+        }
     ),
 }
 """Keys that the contract names and this version does not have yet, by section (names and indexes left out)."""

@@ -133,19 +133,6 @@ class ServerTls(Section):
     """PEM file: certificates that sign the other end's certificate; one is always demanded."""
 
 
-class TransportTls(Section):
-    """TLS of a transport."""
-
-    cert: File | None = None
-    """PEM file: certificate chain of this node."""
-    key: File | None = None
-    """PEM file: private key of `cert`; not open to group or others."""
-    ca: File | None = None
-    """PEM file: certificates that sign the peers' certificates."""
-    peers: tuple[str, ...] = ()
-    """Names in the peers' certificates that are accepted."""
-
-
 class DnstapEvidence(Section):
     """How dnstap frames become evidence."""
 
@@ -262,8 +249,6 @@ class Transport(Section):
     """`keep`: messages carry the question. `omit`: they do not, which some receivers do not understand."""
     max_message: Size = Field(default=1232, ge=512, le=65535)
     """Longest message in bytes, 512 to 65535; a larger answer is not sent here, and counted."""
-    tls: TransportTls | None = None
-    """For transports that have TLS."""
 
     _options: Mapping[str, object] = PrivateAttr(default_factory=dict)
 
