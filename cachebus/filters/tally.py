@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from cachebus.answer import Refusal
-from cachebus.ports import Verdict
+from cachebus.filters.verdict import Verdict
 
 
 class Tally:
