@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 from cachebus.answer import Refusal, RRset
 from cachebus.errors import MessageError, TransportError
 from cachebus.filters.chain import MAX_CNAMES, chain_from
 from cachebus.ports import Clock
-from cachebus.shim.lookup import NOT_AN_RRSET
+from cachebus.shim.lookup import NOT_AN_RRSET, Later
 from cachebus.shim.query import Ede, Query, Response
 from cachebus.shim.settings import ShimSettings
 from cachebus.shim.upstream import Quality, Reply, Upstream
@@ -64,11 +65,13 @@ class Forwarder:
         """Look-ups under way."""
         return len(self._under_way)
 
-    def answer(self, query: Query, now: float) -> Coroutine[Any, Any, Response | None] | None:
-        """A coroutine that gives the upstreams' answer, None when none of them gave one; None without RD."""
+    def answer(self, query: Query, now: float) -> Later | None:
+        """A way to wait for the upstreams' answer, None when none of them gives one; None without RD."""
         if not self._upstreams or not query.recursion_desired:
             return None
-        key = _Key(query.qname, query.qtype, query.checking_disabled)
+        return partial(self._look_up, _Key(query.qname, query.qtype, query.checking_disabled))
+
+    async def _look_up(self, key: _Key) -> Response | None:
         task = self._under_way.get(key)
         if task is None:
             self.forwarded += 1
@@ -77,7 +80,8 @@ class Forwarder:
             task.add_done_callback(lambda _: self._under_way.pop(key, None))
         else:
             self.joined += 1
-        return _outcome(task)
+        # Shielded: others wait for the same look-up, and what it learns is kept even if this client is gone.
+        return await asyncio.shield(task)
 
     async def close(self) -> None:
         """Give up the look-ups under way."""
@@ -216,11 +220,6 @@ class _Race:
             task.cancel()
         if self._running:
             await asyncio.gather(*self._running, return_exceptions=True)
-
-
-async def _outcome(task: asyncio.Task[Response | None]) -> Response | None:
-    # Shielded: others wait for the same look-up, and what it learns is kept even if this client is gone.
-    return await asyncio.shield(task)
 
 
 def _says_no_data(message: Message) -> bool:

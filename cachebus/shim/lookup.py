@@ -6,7 +6,8 @@ decides only whether it can answer, and knows no other stage.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from cachebus.answer import Evidence, RRset
@@ -17,8 +18,14 @@ from cachebus.wire import rrtypes
 from cachebus.wire.message import NOERROR, REFUSED, SERVFAIL
 from cachebus.wire.name import label_count
 
-Found = Response | Coroutine[Any, Any, Response | None] | None
-"""What a stage gives: an answer, one that has to be waited for (and may turn out None), or None: ask the next."""
+Later = Callable[[], Coroutine[Any, Any, Response | None]]
+"""An answer that has to be waited for, and may turn out None. Nothing is under way until it is called."""
+
+Found = Response | Later | None
+"""What a stage gives: an answer, one that has to be waited for, or None: ask the next."""
+
+Outcome = Response | Callable[[], Coroutine[Any, Any, Response]]
+"""What all stages together give: an answer, now or later."""
 
 NOT_AN_RRSET = frozenset({rrtypes.ANY, rrtypes.RRSIG, rrtypes.SIG})
 """Types whose answer is not one RRset of a name: the cache cannot know it whole."""
@@ -28,7 +35,7 @@ class Stage(Protocol):
     """One place where an answer may be found."""
 
     def answer(self, query: Query, now: float) -> Found:
-        """The answer, a coroutine that gives it, or None when this stage has none. Never raises, never blocks."""
+        """The answer, a way to wait for it, or None when this stage has none. Never raises, never blocks."""
         ...
 
 
@@ -39,25 +46,25 @@ class LookupOrder:
         self._stages = tuple(stages)
         self._clock = clock
 
-    def answer(self, query: Query, now: float) -> Response | Coroutine[Any, Any, Response]:
-        """The response, or a coroutine that gives it."""
+    def answer(self, query: Query, now: float) -> Outcome:
+        """The response, or what to call and wait for."""
         return self._from(0, query, now)
 
-    def _from(self, first: int, query: Query, now: float) -> Response | Coroutine[Any, Any, Response]:
+    def _from(self, first: int, query: Query, now: float) -> Outcome:
         for index in range(first, len(self._stages)):
             found = self._stages[index].answer(query, now)
             if isinstance(found, Response):
                 return found
             if found is not None:
-                return self._wait(found, index + 1, query)
+                return partial(self._wait, found, index + 1, query)
         return _nothing_found(query)
 
-    async def _wait(self, found: Coroutine[Any, Any, Response | None], then: int, query: Query) -> Response:
-        response = await found
+    async def _wait(self, found: Later, then: int, query: Query) -> Response:
+        response = await found()
         if response is not None:
             return response
         rest = self._from(then, query, self._clock())
-        return rest if isinstance(rest, Response) else await rest
+        return rest if isinstance(rest, Response) else await rest()
 
 
 def _nothing_found(query: Query) -> Response:

@@ -6,7 +6,6 @@ Decide only about connections: how many, how long idle, how much under way on ea
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections.abc import Coroutine
 from types import TracebackType
@@ -15,6 +14,7 @@ from typing import Any, Self, cast
 from cachebus.errors import TransportError
 from cachebus.shim.service import Service
 from cachebus.shim.settings import Endpoint
+from cachebus.shim.tasks import Tasks
 from cachebus.shim.wildcard import WildcardUdp, is_wildcard
 
 IDLE_TIMEOUT = 10.0
@@ -30,33 +30,6 @@ UDP_BUFFER = 1 << 20
 """Bytes asked for as socket buffers: a burst of some thousand queries."""
 BIND_TRIES = 20
 """For port 0: draws of a port that is free for UDP until one is free for TCP too."""
-
-_log = logging.getLogger(__name__)
-
-
-class Tasks:
-    """The replies being waited for: owned here, so that none outlives the server and no error in one gets lost."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` until it is done or the server ends."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("a question ended in an error that nobody expected", exc_info=error)
-
-    async def end(self) -> None:
-        """Give up what is still under way."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class UdpListener(asyncio.DatagramProtocol):
@@ -262,11 +235,11 @@ class Connections:
 class Server:
     """UDP and TCP on every address; entered it listens, left its sockets and tasks are gone."""
 
-    def __init__(self, listen: tuple[Endpoint, ...], service: Service, max_connections: int) -> None:
+    def __init__(self, listen: tuple[Endpoint, ...], service: Service, tasks: Tasks, *, max_connections: int) -> None:
         self._listen = listen
         self._service = service
         self._max_connections = max_connections
-        self._tasks = Tasks()
+        self._tasks = tasks
         self._udp: list[asyncio.DatagramTransport | WildcardUdp] = []
         self._tcp: list[asyncio.Server] = []
         self._connections: Connections | None = None

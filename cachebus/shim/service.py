@@ -5,7 +5,7 @@ The listeners (`server.py`) bring the bytes and take the reply away; where answe
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -14,6 +14,7 @@ from cachebus.shim.lookup import LookupOrder
 from cachebus.shim.query import Drop, Ede, Error, Query, Response, parse_query
 from cachebus.shim.reply import MAX_STREAM_PAYLOAD, compose_error, compose_reply, udp_limit
 from cachebus.shim.settings import Network
+from cachebus.shim.tasks import Tasks
 from cachebus.wire.message import NXDOMAIN, REFUSED, SERVFAIL
 
 MAX_REMEMBERED_CLIENTS = 4096
@@ -29,13 +30,16 @@ _PROHIBITED = Response(REFUSED, errors=((Ede.PROHIBITED, "not served"),))
 class Service:
     """Answers client messages. Any bytes give a reply or silence, and never an exception."""
 
-    def __init__(self, order: LookupOrder, allow: Sequence[Network], max_in_flight: int, clock: Clock) -> None:
+    def __init__(
+        self, order: LookupOrder, tasks: Tasks, clock: Clock, *, allow: Sequence[Network], max_in_flight: int
+    ) -> None:
+        """`tasks`: where listeners run the coroutines that `handle` gives, and by which it sees how many there are."""
         self._order = order
+        self._tasks = tasks
         self._allow = tuple(allow)
         self._max_in_flight = max_in_flight
         self._clock = clock
         self._clients: dict[str, bool] = {}
-        self.in_flight = 0
         self.counters = dict.fromkeys(
             ("queries", "prohibited", "overloaded", "errors", "servfail", "nxdomain", *(drop.value for drop in Drop)), 0
         )
@@ -57,18 +61,13 @@ class Service:
         response = self._order.answer(query, self._clock())
         if isinstance(response, Response):
             return self._compose(query, response, limit)
-        if self.in_flight >= self._max_in_flight:
-            response.close()
+        if len(self._tasks) >= self._max_in_flight:
             self.counters["overloaded"] += 1
             return compose_reply(query, _OVERLOADED, limit)
         return self._wait(query, response, limit)
 
-    async def _wait(self, query: Query, response: Coroutine[Any, Any, Response], limit: int) -> bytes:
-        self.in_flight += 1
-        try:
-            return self._compose(query, await response, limit)
-        finally:
-            self.in_flight -= 1
+    async def _wait(self, query: Query, later: Callable[[], Coroutine[Any, Any, Response]], limit: int) -> bytes:
+        return self._compose(query, await later(), limit)
 
     def _compose(self, query: Query, response: Response, limit: int) -> bytes:
         if response.rcode == SERVFAIL:

@@ -17,6 +17,7 @@ from cachebus.shim.lookup import CacheStage, LookupOrder
 from cachebus.shim.server import Server
 from cachebus.shim.service import Service
 from cachebus.shim.settings import Endpoint, ShimSettings
+from cachebus.shim.tasks import Tasks
 from cachebus.shim.upstream import Upstream
 
 
@@ -35,8 +36,9 @@ class Shim:
         self._forwarder = Forwarder(settings, self._upstreams, self._learner.learn, clock)
         self._last_resort = CacheStage(cache, last_resort=True)
         order = LookupOrder([self._cached, self._forwarder, self._last_resort], clock)
-        self._service = Service(order, settings.allow, settings.max_in_flight, clock)
-        self._server = Server(settings.listen, self._service, settings.max_tcp_connections)
+        self._tasks = Tasks()
+        self._service = Service(order, self._tasks, clock, allow=settings.allow, max_in_flight=settings.max_in_flight)
+        self._server = Server(settings.listen, self._service, self._tasks, max_connections=settings.max_tcp_connections)
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -60,7 +62,7 @@ class Shim:
         upstreams = self._upstreams
         found = {
             **self._service.counters,
-            "in_flight": self._service.in_flight,
+            "in_flight": len(self._tasks),
             "hits": self._cached.hits,
             "unsuitable": self._cached.unsuitable,
             "last_resort": self._last_resort.hits,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-from cachebus.errors import MessageError
+from cachebus.errors import ConfigError, MessageError
 from cachebus.shim.exchange import (
     CaseNotKeptError,
     Exchange,
@@ -87,7 +87,7 @@ class Upstream:
         if self.encrypted:
             context = settings.tls or ssl.create_default_context()
             if not context.check_hostname or context.verify_mode is not ssl.CERT_REQUIRED:
-                raise ValueError("a TLS context that verifies nothing")
+                raise ConfigError(f"upstream {settings.text}: a TLS context that verifies nothing")
         self._stream = Stream(settings.address, tls=context, tls_name=settings.tls_name)
 
     async def ask(self, qname: bytes, qtype: int, *, checking_disabled: bool) -> Reply:
