@@ -45,7 +45,8 @@ class Levels(click.ParamType[Any]):
 
 @click.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option("--trust", type=Levels(), metavar="LEVELS", help="Levels that may be shared, with commas; a level includes the stronger ones. "
+@click.option("--trust", type=Levels(), metavar="LEVELS",
+              help="Levels that may be shared, with commas; a level includes the stronger ones. "
                    "[default: confirmed,validated; with --wire all]")  # fmt: skip
 @click.option("--claims", type=click.Choice(LEVELS), default=None,
               help="What the DNS messages of a wire file may claim. [default: confirmed]")  # fmt: skip
@@ -59,8 +60,8 @@ class Levels(click.ParamType[Any]):
 @click.option("--wire", is_flag=True, help="FILE holds bus messages: length-prefixed, or one in hex on each line.")
 @key_option
 @click.option("--now", type=float, metavar="UNIXTIME",
-              help="When the messages are received; dnstap frames carry their own times. [default: with --wire now, else "
-                   "when FILE was last changed]")  # fmt: skip
+              help="When the messages are received; dnstap frames carry their own times. "
+                   "[default: with --wire now, else when FILE was last changed]")  # fmt: skip
 @click.option("--reasons", is_flag=True, help="List every reason for a refusal.")
 @json_option
 def explain(
