@@ -9,9 +9,10 @@ here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from itertools import islice
 from types import TracebackType
@@ -20,7 +21,8 @@ from typing import NamedTuple, Protocol, Self
 from cachebus.answer import Answer
 from cachebus.errors import ConfigError, MessageError, ResolverError
 from cachebus.ports import Clock
-from cachebus.sinks.unbound_control import CommandRefused, ControlChannel, ControlTls, Watch
+from cachebus.sinks.chains import Chains
+from cachebus.sinks.unbound_control import CommandRefused, ControlChannel, ControlTls, ResolverGone
 from cachebus.sinks.unbound_dump import Entry, compose, dump, name_text
 
 DEFAULT_RATE = 1000
@@ -41,20 +43,21 @@ LOAD_TIME = 1.0
 """Seconds. TTLs are written as they will be this much later, which also covers Unbound's rounding to whole seconds. A
 load that took longer is withdrawn, for its data would outlive itself: so after a resolver was stopped and goes on."""
 POLL_INTERVAL = 1.0
-"""Seconds between two looks at the uptime; they find a resolver that hangs, and one restarted without a trace."""
+"""Seconds between two looks whether the resolver still has the cache that we filled: about 50 us of its time each."""
 RETRY_INTERVAL = 0.2
 """Seconds between two attempts to reach a resolver that is down. A refused connection costs microseconds."""
-WATCH_RENEWAL = 60.0
-"""Seconds; Unbound closes an idle control connection after 120."""
+LEAVE_TIME = 1.0
+"""Seconds to take our mark out of the resolver when the node ends; a resolver that hangs must not hold it up."""
 MAX_UNLOADABLE = 4096
 """Remembered answers that Unbound could not parse; the oldest is forgotten, and costs one more bisection."""
 _LOOKS = 1024
-"""Queued answers looked at per batch before other tasks get their turn, when nearly all of them are skipped."""
+"""Answers looked at before other tasks get their turn: some milliseconds, even when nearly all of them are skipped."""
 
 _log = logging.getLogger(__name__)
 
 Refill = Callable[[float], Iterable[Answer]]
-"""Gives the node's cache content at a time, most popular first."""
+"""Gives the node's cache content at a time, most popular first: whole answers, or RRsets under their own names and
+types. The cache may change while this is read."""
 _Question = tuple[bytes, int]
 
 
@@ -114,7 +117,7 @@ class UnboundSink:
         self._losses = 0
         self._reported = ""
         self._queue: OrderedDict[_Question, Answer] = OrderedDict()
-        self._refill: deque[Answer] = deque()
+        self._refill: Iterator[Answer] | None = None
         self._doubtful: list[_Item] = []
         self._known_unloadable: OrderedDict[int, None] = OrderedDict()
         self._work = asyncio.Event()
@@ -137,6 +140,9 @@ class UnboundSink:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+            with contextlib.suppress(ResolverError, TimeoutError):
+                async with asyncio.timeout(LEAVE_TIME):
+                    await self._channel.remove_marker()
         self._state = LinkState.DOWN
 
     @property
@@ -156,10 +162,10 @@ class UnboundSink:
         self._work.set()
 
     def statistics(self) -> Mapping[str, int]:
-        """Counters, and what waits now: `queued`, `refill_queued`; `up` is 1 while the resolver answers."""
+        """Counters, and what is so now: `queued`; `refilling` and `up` (the resolver answers) as 0 or 1."""
         return {
             "queued": len(self._queue),
-            "refill_queued": len(self._refill),
+            "refilling": int(self._refill is not None),
             "up": int(self._state is LinkState.UP),
             **self._counts,
         }
@@ -180,48 +186,45 @@ class UnboundSink:
 
     async def _follow(self) -> None:
         while True:
-            reason = "it ended or reloaded"
             try:
-                watch = await self._channel.watch()
-                await self._stay(watch)
+                await self._channel.set_marker()
+                await self._find()
+                await self._stay()
+                reason = "it was restarted or reloaded"
             except ResolverError as error:
                 self._counts["errors"] += 1
                 reason = str(error)
             self._lose(reason)
             await asyncio.sleep(RETRY_INTERVAL)
 
-    async def _stay(self, watch: Watch) -> None:
-        """Watch one life of the resolver's cache, from a connection to its end."""
-        loop = asyncio.get_running_loop()
-        try:
-            uptime = await self._channel.uptime()
-            self._find()
-            renewal = loop.time() + WATCH_RENEWAL
-            while not await watch.ends_within(POLL_INTERVAL):
-                try:
-                    if loop.time() >= renewal:
-                        watch, old = await self._channel.watch(), watch
-                        old.close()
-                        renewal = loop.time() + WATCH_RENEWAL
-                    uptime, before = await self._channel.uptime(), uptime
-                except ResolverError as error:
-                    self._stall(error)
-                    continue
-                if uptime < before:
+    async def _stay(self) -> None:
+        """Look after one life of the resolver's cache until it is over; `ResolverGone` when nothing listens."""
+        while True:
+            await asyncio.sleep(POLL_INTERVAL)
+            try:
+                if not await self._channel.has_marker():
                     return
+            except ResolverGone:
+                raise
+            except ResolverError as error:
+                self._stall(error)
+            else:
                 self._go_on()
-        finally:
-            watch.close()
 
-    def _find(self) -> None:
+    async def _find(self) -> None:
         self._state = LinkState.UP
         self._reported = ""
-        if self._losses:
-            self._counts["reconnects"] += 1
-        self._refill = deque(islice(self._refill_from(self._clock()), MAX_REFILL))
+        self._counts["reconnects"] += bool(self._losses)
+        self._work.set()
+        chains = Chains()
+        for answer in islice(self._refill_from(self._clock()), MAX_REFILL):
+            chains.add(answer)
+            if not len(chains) % _LOOKS:
+                await asyncio.sleep(0)
+        self._refill = chains.answers()
         self._counts["refills"] += 1
         self._work.set()
-        _log.info("sink %s: the resolver is up, filling it with %d answers", self._name, len(self._refill))
+        _log.info("sink %s: the resolver is up, giving it %d answers from the cache", self._name, len(chains))
 
     def _lose(self, reason: str) -> None:
         if reason != self._reported:
@@ -231,7 +234,7 @@ class UnboundSink:
             return
         self._state = LinkState.DOWN
         self._losses += 1
-        self._refill.clear()
+        self._refill = None
         self._holdings.clear()
 
     def _stall(self, error: ResolverError) -> None:
@@ -251,7 +254,7 @@ class UnboundSink:
     async def _fill(self) -> None:
         while True:
             await self._work.wait()
-            if self._state is not LinkState.UP or not (self._queue or self._refill or self._doubtful):
+            if self._state is not LinkState.UP or not (self._queue or self._refill is not None or self._doubtful):
                 self._work.clear()
                 continue
             if self._doubtful:
@@ -266,9 +269,11 @@ class UnboundSink:
         batch: list[_Item] = []
         room = BATCH_BYTES
         for _ in range(_LOOKS):
-            if len(batch) == BATCH_ANSWERS or not (self._queue or self._refill):
+            if len(batch) == BATCH_ANSWERS:
                 break
-            answer = self._queue.popitem(last=False)[1] if self._queue else self._refill.popleft()
+            answer = self._next()
+            if answer is None:
+                break
             item = self._prepare(answer, now)
             if item is None:
                 continue
@@ -278,6 +283,15 @@ class UnboundSink:
                 break
             batch.append(item)
         return batch
+
+    def _next(self) -> Answer | None:
+        if self._queue:
+            return self._queue.popitem(last=False)[1]
+        if self._refill is not None:
+            for answer in self._refill:
+                return answer
+            self._refill = None
+        return None
 
     def _prepare(self, answer: Answer, now: float) -> _Item | None:
         if self._holdings.holds(answer.qname, answer.qtype, now):
@@ -342,10 +356,9 @@ class UnboundSink:
     async def _is_same_life(self, losses: int) -> bool:
         """Whether the resolver that refused is alive: then it refused the text, and did not just end."""
         try:
-            await self._channel.uptime()
+            return await self._channel.has_marker() and losses == self._losses
         except ResolverError:
             return False
-        return losses == self._losses
 
     async def _withdraw(self) -> None:
         """Take out of the resolver what it may have loaded too late, and queue it again with the TTLs of now."""
