@@ -221,7 +221,11 @@ def test_a_reply_without_end_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_silence_ends_at_the_timeout(tmp_path: Path) -> None:
     path = tmp_path / "s"
     done = threading.Event()
-    with answering(path, lambda connection: done.wait(10) and None):
+
+    def silent(connection: socket.socket) -> None:
+        done.wait(10)
+
+    with answering(path, silent):
         with pytest.raises(NodeUnreachable, match=r"no answer from the node on .* within 0\.1 s"):
             ask(str(path), "status", timeout=0.1)
         done.set()

@@ -130,9 +130,9 @@ def test_the_rest_as_typed_values(tmp_path: Path) -> None:
 def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
     config = full(tmp_path)
     with pytest.raises(ValidationError):
-        config.node = "b"  # type: ignore[misc]
+        config.node = "b"
     with pytest.raises(ValidationError):
-        config.share.min_ttl = 0  # type: ignore[misc]
+        config.share.min_ttl = 0
 
 
 @pytest.mark.parametrize(
