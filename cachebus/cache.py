@@ -10,10 +10,10 @@ to the garbage collector, and storing one costs no more than packing a header. I
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import NamedTuple
+from zlib import crc32
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.wire import rrtypes
@@ -121,7 +121,7 @@ class Cache:
     def __init__(self, node: str, *, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES) -> None:
         shards = _SHARDS if max_entries >= _SMALL else 1
         self._node = node
-        self._seed = zlib.crc32(node.encode())
+        self._seed = crc32(node.encode())
         self._shards = tuple(_Shard() for _ in range(shards))
         self._mask = shards - 1
         self._generation_entries = max(1, max_entries // shards // 2)
@@ -163,10 +163,11 @@ class Cache:
             flags |= _VALIDATING
         refusal: Refusal | None = None
         stored = False
+        seed = self._seed
         for rrset in rrsets:
             owner, rrtype, ttl, rrs, sigs = rrset
-            life = ttl * (1000 - zlib.crc32(owner, self._seed) % SPREAD) if transport else ttl * 1000
-            expires_ms = learned_ms + life
+            spread = crc32(owner, seed)
+            expires_ms = learned_ms + ttl * (1000 - spread % SPREAD if transport else 1000)
             if expires_ms <= now_ms:
                 refusal = Refusal.EXPIRED
                 continue
@@ -264,7 +265,7 @@ class Cache:
 
     def shortened(self, owner: bytes, ttl: int) -> int:
         """The TTL, in whole seconds, that bus data with `ttl` gets on this node."""
-        return ttl * (1000 - zlib.crc32(owner, self._seed) % SPREAD) // 1000
+        return ttl * (1000 - crc32(owner, self._seed) % SPREAD) // 1000
 
     # What goes out
 

@@ -3,14 +3,13 @@
 Decides what a bus message says: its form, whose it is, its evidence and what is left of its TTLs (trust rules 5 and
 6.1-6.6). What may be shared or accepted is the policy's matter, what stays in the cache the cache's.
 
-Almost every message carries one RRset whose owner is the question, so `decode` first tries to take exactly that form
-over without taking it apart; anything else goes through the general walk, with the same rules.
+`decode` first tries the short way, which takes a message of the usual form over without taking it apart; anything else
+goes through the full parse and the chain rules.
 """
 
 from __future__ import annotations
 
 import random
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -21,7 +20,7 @@ from cachebus.filters.chain import DEFAULT_MAX_TTL, assemble
 from cachebus.ports import Sender
 from cachebus.wire import rrtypes
 from cachebus.wire.message import AA, AD, QR, cname_target, compose, parse
-from cachebus.wire.name import is_at_or_below
+from cachebus.wire.shortcut import take_over
 from cachebus.wire.tsig import Key, Signer, Verifier
 
 MAX_MESSAGE = 1232
@@ -33,14 +32,6 @@ _FORM = QR | 0x7800 | 0x0200 | 0x000F
 """Flags that must read as a response, opcode QUERY, not truncated, NOERROR."""
 _ONE_QUESTION = b"\0\1"
 _ONLY_TSIG_BESIDE_ANSWER = b"\0\0\0\1"
-_PLAIN_TYPES = (
-    frozenset(range(1, 65536))
-    - rrtypes.NEVER_SHARED
-    - rrtypes.INFRASTRUCTURE
-    - frozenset({2, 3, 4, 5, 6, 7, 8, 9, 12, 14, 15, 17, 18, 21, 26, 33, 35, 36, 39})
-)
-"""Types that the short way takes: never an alias, never with a name in RDATA that a sender may have compressed."""
-_SIGNATURE = struct.Struct("!HBBIII")
 
 
 class QuestionMode(Enum):
@@ -147,94 +138,14 @@ class DnsCodec:
         if age < peer.youngest:
             peer.youngest = age
         if data[4:6] == _ONE_QUESTION and data[8:12] == _ONLY_TSIG_BESIDE_ANSWER:
-            try:
-                rrset = self._one_rrset(data, end, now, evidence is Evidence.VALIDATED)
-            except (IndexError, struct.error):
-                return Refusal.MALFORMED
-            if rrset is not None:
-                if rrset.__class__ is Refusal:
-                    return rrset  # type: ignore[return-value]  # the class was compared, isinstance costs twice that
-                qname, qtype, _, _, _ = rrset  # type: ignore[misc]
-                whole = (qname, qtype, (rrset,), evidence, peer.origin, learned, False, self._transport, key.text)
+            taken = take_over(data, end, now, self._max_ttl)
+            if taken is not None:
+                qname, qtype, rrsets, signed_all = taken
+                if not signed_all and evidence is Evidence.VALIDATED:
+                    return Refusal.RRSIG_MISSING
+                whole = (qname, qtype, rrsets, evidence, peer.origin, learned, False, self._transport, key.text)
                 return (tuple.__new__(Answer, whole),)
         return self._any_form(data, end, evidence, peer.origin, key, learned, now)
-
-    def _one_rrset(self, data: bytes, end: int, now: float, validated: bool) -> RRset | Refusal | None:
-        """The answer section as one RRset of the question's owner and type with its RRSIGs, or None: take the long way.
-
-        The order is fixed: records first, RRSIGs after them, every owner the pointer to the question.
-        """
-        position = 12
-        length = data[12]
-        while length:
-            if length > 63:
-                return None
-            position += length + 1
-            length = data[position]
-        position += 5
-        count = data[6] << 8 | data[7]
-        qtype = data[position - 4] << 8 | data[position - 3]
-        if position - 16 > 255 or position > end or not count or qtype not in _PLAIN_TYPES:
-            return None
-        head = b"\xc0\x0c" + data[position - 4 : position]
-        if head[4:] != b"\0\1":
-            return None
-        start = position
-        ttl = self._max_ttl
-        fixed = 4 if qtype == 1 else 16 if qtype == 28 else 0
-        while count and data.startswith(head, position):
-            this = int.from_bytes(data[position + 6 : position + 10], "big")
-            if this < ttl or this > 0x7FFFFFFF:
-                ttl = this if this <= 0x7FFFFFFF else 0
-            size = data[position + 10] << 8 | data[position + 11]
-            if fixed and size != fixed:
-                return Refusal.RDATA_LENGTH
-            position += 12 + size
-            count -= 1
-        if position == start:
-            return None
-        owner = data[12 : start - 4].lower()
-        rrs = data[start:position]
-        if position - start > 12 + size and _repeats(rrs):
-            return None
-        if not count:
-            if position != end:
-                return Refusal.MALFORMED
-            if validated:
-                return Refusal.RRSIG_MISSING
-            if not ttl:
-                return Refusal.TTL_ZERO
-            return tuple.__new__(RRset, (owner, qtype, ttl, rrs, b""))
-        return self._with_signatures(data, position, end, count, (owner, qtype, ttl, rrs), now)
-
-    def _with_signatures(
-        self, data: bytes, position: int, end: int, count: int, rrset: tuple[bytes, int, int, bytes], now: float
-    ) -> RRset | Refusal | None:
-        owner, qtype, ttl, rrs = rrset
-        start = position
-        second = int(now)
-        labels = -1
-        while count and data.startswith(b"\xc0\x0c\x00\x2e\x00\x01", position):
-            this = int.from_bytes(data[position + 6 : position + 10], "big")
-            size = data[position + 10] << 8 | data[position + 11]
-            covered, _, sig_labels, original, expiration, inception = _SIGNATURE.unpack_from(data, position + 12)
-            if labels < 0:
-                labels = _labels(owner)
-            left = (expiration - second) & 0xFFFFFFFF
-            if (
-                covered != qtype or size < 20 or sig_labels != labels or original > 0x7FFFFFFF or this > 0x7FFFFFFF
-                or not 0 < left < 0x80000000 or (second - inception) & 0x80000000
-                or not is_at_or_below(owner, _plain_signer(data, position + 30, position + 12 + size))
-            ):  # fmt: skip
-                return None
-            ttl = min(ttl, this, original, left)
-            position += 12 + size
-            count -= 1
-        if count or position != end:
-            return None
-        if not ttl:
-            return Refusal.TTL_ZERO
-        return RRset(owner, qtype, ttl, rrs, data[start:end])
 
     def _any_form(
         self, data: bytes, end: int, evidence: Evidence, origin: str, key: Key, learned: float, now: float
@@ -336,35 +247,3 @@ def _heads(rrsets: tuple[RRset, ...], qname: bytes, qtype: int) -> list[tuple[by
             name = aliases[name]
         heads.append((rrset.owner, final_types.get(name, rrtypes.CNAME) if rrset.type == rrtypes.CNAME else rrset.type))
     return heads
-
-
-def _labels(name: bytes) -> int:
-    count = position = 0
-    while length := name[position]:
-        position += length + 1
-        count += 1
-    return count - 1 if name[:2] == b"\x01*" else count
-
-
-def _plain_signer(data: bytes, position: int, end: int) -> bytes:
-    """The uncompressed signer's name at `position`, lower case; something no owner ends with when it is malformed."""
-    start = position
-    while position < end and (length := data[position]):
-        if length > 63:
-            return b"\xff"
-        position += length + 1
-    return data[start : position + 1].lower() if position < end else b"\xff"
-
-
-def _repeats(rrs: bytes) -> bool:
-    """Whether a record stands twice in a packed RRset."""
-    seen = set()
-    position, end = 0, len(rrs)
-    while position < end:
-        after = position + 12 + (rrs[position + 10] << 8 | rrs[position + 11])
-        rdata = rrs[position + 10 : after]
-        if rdata in seen:
-            return True
-        seen.add(rdata)
-        position = after
-    return False

@@ -39,6 +39,8 @@ ALGORITHMS = tuple(_ALGORITHMS)
 _FIXED = struct.Struct("!HHIH")
 _CLASS_TTL = struct.pack("!HI", rrtypes.ANY, 0)
 _TYPE_CLASS_TTL = struct.pack("!H", rrtypes.TSIG) + _CLASS_TTL
+_ONE_ADDITIONAL = b"\0\1"
+_NO_ADDITIONAL = b"\0\0"
 _NO_ERROR_NO_OTHER = b"\0\0\0\0"
 
 
@@ -125,6 +127,7 @@ class _Form:
         "memory",
         "outer",
         "size",
+        "tail",
         "variables",
     )
 
@@ -134,6 +137,7 @@ class _Form:
         self.memory = memory
         self.inner, self.outer = key.secret.states()
         self.mac_size = self.inner.digest_size
+        self.tail = struct.Struct(f"!HIHH{self.mac_size}s2sHH")
         self.mac_size_bytes = self.mac_size.to_bytes(2, "big")
         length = len(algorithm) + 10 + self.mac_size + 6
         # The record up to time signed: owner, type, class, TTL, RDLENGTH, algorithm.
@@ -143,10 +147,10 @@ class _Form:
         self.variables = key.name + _CLASS_TTL + algorithm
         self.size = len(key.name) + 10 + length
 
-    def mac(self, parts: Iterable[bytes]) -> bytes:
-        """HMAC (RFC 2104) over the parts; copying two prepared states is half the cost of `hmac.digest`."""
+    def mac(self, data: bytes) -> bytes:
+        """HMAC (RFC 2104); copying two prepared states is half the cost of `hmac.digest`."""
         inner = self.inner.copy()
-        inner.update(b"".join(parts))
+        inner.update(data)
         outer = self.outer.copy()
         outer.update(inner.digest())
         return outer.digest()
@@ -165,7 +169,7 @@ class Signer:
         form = self._form
         signed = int(now)
         time_fudge = signed.to_bytes(6, "big") + FUDGE.to_bytes(2, "big")
-        mac = form.mac((message, form.variables, time_fudge, _NO_ERROR_NO_OTHER))
+        mac = form.mac(message + form.variables + time_fudge + _NO_ERROR_NO_OTHER)
         additional = (message[10] << 8 | message[11]) + 1
         return b"".join(
             (
@@ -237,27 +241,24 @@ class Verifier:
             if isinstance(found, Refusal):
                 return found
             form, end, after = found
-        mac_at = after + 10
-        tail = mac_at + form.mac_size
-        if data[after + 8 : mac_at] != form.mac_size_bytes or data[tail + 2 :] != _NO_ERROR_NO_OTHER:
-            return _wrong_form(data, form, after)
-        additional = data[10] << 8 | data[11]
-        if not additional:
+        try:
+            high, low, fudge, mac_size, mac, original, error, other = form.tail.unpack_from(data, after)
+        except struct.error:
             return Refusal.TSIG_FORM
-        mac = data[mac_at:tail]
-        signed_part = (
-            data[tail : tail + 2],
-            data[2:10],
-            (additional - 1).to_bytes(2, "big"),
-            data[12:end],
-            form.variables,
-            data[after : after + 8],
-            _NO_ERROR_NO_OTHER,
-        )
+        if mac_size != form.mac_size or error or other or after + form.tail.size != size:
+            return Refusal.TRUNCATED_MAC if mac_size < form.mac_size else Refusal.TSIG_FORM
+        if data[10:12] == _ONE_ADDITIONAL and original == data[:2]:
+            head = data[:10] + _NO_ADDITIONAL
+        elif data[10] or data[11]:
+            head = original + data[2:10] + ((data[10] << 8 | data[11]) - 1).to_bytes(2, "big")
+        else:
+            return Refusal.TSIG_FORM
+        signed_part = b"".join((head, data[12:end], form.variables, data[after : after + 8], _NO_ERROR_NO_OTHER))
         if not hmac.compare_digest(mac, form.mac(signed_part)):
             return Refusal.BAD_MAC
-        signed = int.from_bytes(data[after : after + 6], "big")
-        fudge = min(data[after + 6] << 8 | data[after + 7], self._max_fudge)
+        signed = high << 32 | low
+        if fudge > self._max_fudge:
+            fudge = self._max_fudge
         if not -fudge <= now - signed <= fudge:
             return Refusal.BAD_TIME
         if self._own.count and self._own.holds(signed, mac):
@@ -291,11 +292,6 @@ class Verifier:
         if rrclass != rrtypes.ANY or ttl or position + 16 > len(data):
             return Refusal.TSIG_FORM
         return form, end, position
-
-
-def _wrong_form(data: bytes, form: _Form, after: int) -> Refusal:
-    size = data[after + 8] << 8 | data[after + 9]
-    return Refusal.TRUNCATED_MAC if size < form.mac_size else Refusal.TSIG_FORM
 
 
 class ReplayMemory:
