@@ -147,12 +147,7 @@ class FileSource:
 
     async def __aenter__(self) -> Self:
         """Start to read. Raises `ConfigError` when the file cannot be read or is of no known format."""
-        path = Path(self._settings.path)
-        try:
-            kind = self._settings.format or recognise(path)
-            recorded = path.stat().st_mtime
-        except (FrameError, ConfigError, OSError) as error:
-            raise ConfigError(f"source {self._settings.name}: {error}") from error
+        kind, recorded = self._look()
         self._task = asyncio.create_task(self._read(kind, recorded), name=f"{self._settings.name}: read")
         return self
 
@@ -162,6 +157,13 @@ class FileSource:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    def _look(self) -> tuple[Format, float]:
+        path = Path(self._settings.path)
+        try:
+            return self._settings.format or recognise(path), path.stat().st_mtime
+        except (FrameError, ConfigError, OSError) as error:
+            raise ConfigError(f"source {self._settings.name}: {error}") from error
 
     async def _read(self, kind: Format, recorded: float) -> None:
         receiver = _receiver(kind)

@@ -53,10 +53,11 @@ modules = {}
 
 
 class Stream:
-    """A unix socket that never blocks. What it cannot take now waits, up to a bound; no frame is ever sent in part.
+    """A unix socket that never blocks. What it cannot take now waits, up to a bound, for the next query that comes.
 
-    After a partial write the rest of that frame goes first. When the connection is lost in the middle of a frame, the
-    rest of it is dropped, so that the next connection starts with a whole one. Unbound's threads share it.
+    After a partial write the rest of that frame goes first, so the stream is never out of step. When the connection is
+    lost in the middle of a frame, the rest of it is dropped, and the next connection starts with a whole one. Unbound's
+    threads share it.
     """
 
     def __init__(self, path, clock=time.monotonic):
