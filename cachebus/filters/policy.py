@@ -147,7 +147,9 @@ def names(texts: Iterable[str]) -> frozenset[bytes]:
 
 def _private(rrtype: int, rrs: bytes) -> bool:
     if rrtype == rrtypes.A:
-        # Packed A records are 16 bytes each, the address at 12.
+        # Packed A records are 16 bytes each, the address at 12; mostly there is one.
+        if len(rrs) == 16:
+            return rrs[12:14] in _PRIVATE_V4
         return any(rrs[position : position + 2] in _PRIVATE_V4 for position in range(12, len(rrs), 16))
     return any(_is_private_v6(rdata) for _, _, rdata in records(rrs))
 

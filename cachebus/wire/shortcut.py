@@ -71,6 +71,8 @@ def _take_over(data: bytes, end: int, now: int, max_ttl: int) -> Taken | None:
             return None
         rrtype, ttl, after, number = step
         rrs = _packed(data, position, after, number, pointer)
+        if number > 1 and _repeats(rrs):
+            return None
         start, position, count = position, after, count - number
         sigs = b""
         if count and data[position + 3] == rrtypes.RRSIG and not data[position + 2]:
@@ -79,7 +81,7 @@ def _take_over(data: bytes, end: int, now: int, max_ttl: int) -> Taken | None:
             position, count = after, count - number
         else:
             all_signed = False
-        if ttl <= 0 or (len(rrs) > 28 and _repeats(rrs)):
+        if ttl <= 0:
             return None
         chain += (tuple.__new__(RRset, (owner, rrtype, ttl, rrs, sigs)),)
         if rrtype == qtype:
