@@ -10,7 +10,7 @@ import ipaddress
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from cachebus.answer import Answer, Refusal
 from cachebus.codecs.dns import DnsCodec, DnsCodecSettings
@@ -62,7 +62,7 @@ def parse_url(text: str) -> Link:
         raise ConfigError(f"{text!r} is not of the form SCHEME://HOST:PORT, as udp://192.0.2.1:5390")
     if parts.username is not None or parts.path.strip("/") or parts.query or parts.fragment:
         raise ConfigError(f"{text!r} has more than SCHEME://HOST:PORT")
-    return Link(parts.scheme, resolve(host, port))
+    return Link(parts.scheme, resolve(unquote(host), port))  # a zone is written %25eth0 (RFC 6874)
 
 
 def parse_peer(text: str, port: int) -> str:
