@@ -36,6 +36,5 @@ def _rdata_to_text(rrtype: int, rdata: bytes) -> str:
         parsed = dns.rdata.from_wire(dns.rdataclass.IN, dns.rdatatype.RdataType.make(rrtype), rdata, 0, len(rdata))
         text = parsed.to_text()
     except (dns.exception.DNSException, ValueError):
-        return f"\\# {len(rdata)} {rdata.hex()}".rstrip()
-    assert isinstance(text, str)
-    return text
+        text = f"\\# {len(rdata)} {rdata.hex()}"
+    return str(text).rstrip()
