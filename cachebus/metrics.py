@@ -21,11 +21,12 @@ STAGES = {"sources": "source", "transports": "transport", "sinks": "sink"}
 """Section of the status to the label that names its parts."""
 SINGLE = ("share", "shim")
 """Sections of the status that are one part each; its name is its stage too."""
+CACHE_GAUGES = frozenset({"entries", "bytes"})
 GAUGES = frozenset(
     {
-        "entries", "bytes", "connections", "pending", "queued", "refill_queued", "up",
-        "receive_buffer_bytes", "send_buffer_bytes", "receive_queue_bytes", "in_flight", "clock_offset",
-        "pending_bytes", "tcp_open", "finished", "waiting",
+        "clock_offset", "connections", "finished", "in_flight", "pending", "pending_bytes", "queued",
+        "receive_buffer_bytes", "receive_queue_bytes", "refill_queued", "refilling", "send_buffer_bytes",
+        "tcp_open", "up",
     }
 )  # fmt: skip
 """Numbers that go up and down; every other one only counts up."""
@@ -34,6 +35,7 @@ DROPS = frozenset({"dropped", "kernel_drops"})
 MESSAGES = frozenset({"sent", "received", "accepted"})
 MAX_REASONS = 200
 """Reasons per part; the enum has some 50, a defect must not make a million series."""
+_Family = CounterMetricFamily | GaugeMetricFamily
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -52,9 +54,9 @@ class NodeCollector(Collector):
             {name: str(status.get(name, "")) for name in ("version", "node", "cluster")},
         )
         yield GaugeMetricFamily("cachebus_uptime_seconds", "Seconds since the start.", status.get("uptime", 0.0))
-        yield from _flat("cachebus_cache", "of the cache", status.get("cache", {}))
-        yield from _flat("cachebus_shim", "of the shim", status.get("shim", {}))
-        yield from _flat("cachebus_share", "by the share policy and the publisher", status.get("share", {}))
+        yield from _flat("cachebus_cache", "of the cache", status.get("cache", {}), CACHE_GAUGES)
+        yield from _flat("cachebus_shim", "of the shim", status.get("shim", {}), GAUGES)
+        yield from _flat("cachebus_share", "by the share policy and the publisher", status.get("share", {}), GAUGES)
         yield from _refused(status)
         yield from _dropped(status)
         for section, label in STAGES.items():
@@ -79,9 +81,13 @@ class _Described(NodeCollector):
         return []
 
 
-def _family(name: str, what: str, counter: str, labels: Iterable[str]) -> CounterMetricFamily | GaugeMetricFamily:
-    kind = GaugeMetricFamily if counter in GAUGES else CounterMetricFamily
-    return kind(name, f"{counter.replace('_', ' ').capitalize()} {what}.", labels=list(labels))
+def _family(name: str, help_text: str, *, gauge: bool, label: str | None = None) -> _Family:
+    kind = GaugeMetricFamily if gauge else CounterMetricFamily
+    return kind(name, help_text, labels=[] if label is None else [label])
+
+
+def _words(counter: str) -> str:
+    return counter.replace("_", " ").capitalize()
 
 
 def _numbers(counters: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -90,24 +96,25 @@ def _numbers(counters: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield name, value
 
 
-def _flat(prefix: str, what: str, counters: Mapping[str, Any]) -> Iterator[Metric]:
+def _flat(prefix: str, what: str, counters: Mapping[str, Any], gauges: frozenset[str]) -> Iterator[Metric]:
     for counter, value in _numbers(counters):
         if counter in DROPS:
             continue
-        family = _family(f"{prefix}_{counter}", what, counter, ())
+        family = _family(f"{prefix}_{counter}", f"{_words(counter)} {what}.", gauge=counter in gauges)
         family.add_metric([], value)
         yield family
 
 
 def _parts(label: str, parts: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
-    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+    families: dict[str, _Family] = {}
     for part, counters in parts.items():
         for counter, value in _numbers(counters):
             if counter in DROPS:
                 continue
             family = families.get(counter)
             if family is None:
-                family = _family(_part_metric(label, counter), f"of a {label}", counter, [label])
+                text = f"{_words(counter)} of a {label}."
+                family = _family(_part_metric(label, counter), text, gauge=counter in GAUGES, label=label)
                 families[counter] = family
             family.add_metric([part], value)
     yield from families.values()

@@ -5,6 +5,7 @@ Decides who gets which path. Knows of the node only what `NodeView` shows; chang
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import stat
@@ -26,6 +27,8 @@ SOCKET_MODE = 0o660
 """Owner and group: whoever may connect sees what the resolver's users ask for."""
 MAX_REQUEST = 4096
 """Bytes of a request's body; none is ever needed."""
+MAX_CONNECTIONS = 64
+"""Open at the same time, on each address; a further one is closed at once. Monitoring needs one, people a few."""
 BACKLOG = 16
 """Connections that wait to be accepted."""
 SHUTDOWN_TIME = 1.0
@@ -49,6 +52,7 @@ class AdminServer:
         self._path = path
         self._http = http
         self._runners: list[web.AppRunner] = []
+        self._servers: list[asyncio.Server] = []
         self._sockets: list[socket.socket] = []
         self._inode: tuple[int, int] | None = None
         self._requests = 0
@@ -84,6 +88,9 @@ class AdminServer:
         return {"requests": self._requests}
 
     async def _close(self) -> None:
+        servers, self._servers = self._servers, []
+        for server in servers:
+            server.close()
         runners, self._runners = self._runners, []
         for runner in runners:
             await runner.cleanup()
@@ -113,7 +120,9 @@ class AdminServer:
         )
         self._runners.append(runner)
         await runner.setup()
-        await web.SockSite(runner, listening, backlog=BACKLOG).start()
+        assert runner.server is not None
+        server = await asyncio.get_running_loop().create_server(_Gate(runner.server), sock=listening, backlog=BACKLOG)
+        self._servers.append(server)
 
     def _handler(self, answer: Callable[[web.Request], web.Response]) -> Any:
         async def handle(request: web.Request) -> web.Response:
@@ -151,6 +160,22 @@ class AdminServer:
         except ValueError as error:
             return _json({"error": str(error)}, status=400)
         return _json(list(ask(qname, qtype, self._clock())))
+
+
+class _Gate:
+    """Makes aiohttp's connection handlers, and one that hangs up when there are enough."""
+
+    def __init__(self, server: web.Server) -> None:
+        self._server = server
+
+    def __call__(self) -> asyncio.Protocol:
+        return _HangUp() if len(self._server.connections) >= MAX_CONNECTIONS else self._server()
+
+
+class _HangUp(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()
 
 
 def _json(value: object, *, status: int = 200) -> web.Response:

@@ -11,6 +11,9 @@ import click
 
 from cachebus.cli.common import json_option, print_json, socket_options, socket_path
 
+ALWAYS = frozenset({"sent", "received", "accepted", "entries", "bytes", "frames", "filled", "up"})
+"""Shown while 0 too: that nothing came or went is what one looks for. Other zeros would only hide the rest."""
+
 
 @click.command()
 @socket_options
@@ -49,5 +52,9 @@ def _part(title: str, counters: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _numbers(counters: Mapping[str, Any]) -> str:
-    shown = [f"{name.replace('_', ' ')} {value}" for name, value in counters.items() if not isinstance(value, Mapping)]
+    shown = [
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in counters.items()
+        if not isinstance(value, Mapping) and (value or name in ALWAYS)
+    ]
     return ", ".join(shown) or "nothing counted"

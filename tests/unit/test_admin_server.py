@@ -9,13 +9,14 @@ import socket
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cachebus.admin import client
+from cachebus.admin import server as admin_server
 from cachebus.admin.client import AdminRefused, ask
 from cachebus.admin.server import AdminServer
 from cachebus.errors import NodeUnreachable, TransportError
@@ -235,3 +236,27 @@ def test_silence_ends_at_the_timeout(tmp_path: Path) -> None:
 def test_nobody_there(path: str) -> None:
     with pytest.raises(NodeUnreachable, match="no node answers on"):
         ask(path, "status")
+
+
+async def test_connections_are_bounded_and_a_closed_one_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin_server, "MAX_CONNECTIONS", 3)
+    path = tmp_path / "api.sock"
+    async with server(path):
+        held = [await asyncio.open_unix_connection(str(path)) for _ in range(3)]
+        for reader, writer in held:
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        with pytest.raises(NodeUnreachable):
+            await call(path, "status")
+        held[0][1].close()
+        await held[0][1].wait_closed()
+        async with asyncio.timeout(5):
+            while True:
+                with suppress(NodeUnreachable):
+                    assert (await call(path, "status"))["node"] == "a"
+                    break
+        for _, writer in held[1:]:
+            writer.close()
+            await writer.wait_closed()

@@ -14,11 +14,12 @@ STATUS: dict[str, Any] = {
     "version": "0.1.0",
     "uptime": 12.5,
     "cache": {"entries": 3, "bytes": 900, "hits": 7, "misses": 1},
-    "sources": {"unbound": {"frames": 5, "connections": 1, "refused": {"unpaired": 2}}},
+    "sources": {"unbound": {"frames": 5, "bytes": 70, "connections": 1, "refused": {"unpaired": 2}}},
     "transports": {
         "lan": {"sent": 4, "received": 9, "accepted": 6, "refused": {"bad-mac": 3}, "dropped": 1, "kernel_drops": 2},
         "wan": {"sent": 1, "received": 0, "accepted": 0, "refused": {}, "dropped": 0},
     },
+    "share": {"published": 2, "dropped": 0, "refused": {"denied": 8}},
     "sinks": {"unbound": {"filled": 6, "queued": 2, "dropped": 5}},
 }
 
@@ -49,7 +50,11 @@ def test_every_number_under_its_name() -> None:
         "cachebus_queue_dropped_total{part=wan,queue=node,stage=transport}": 0,
         "cachebus_queue_dropped_total{part=unbound,queue=node,stage=sink}": 5,
         "cachebus_source_frames_total{source=unbound}": 5,
+        "cachebus_source_bytes_total{source=unbound}": 70,
         "cachebus_source_connections{source=unbound}": 1,
+        "cachebus_share_published_total{}": 2,
+        "cachebus_refused_total{part=share,reason=denied,stage=share}": 8,
+        "cachebus_queue_dropped_total{part=share,queue=node,stage=share}": 0,
         "cachebus_messages_sent_total{transport=lan}": 4,
         "cachebus_messages_sent_total{transport=wan}": 1,
         "cachebus_messages_received_total{transport=lan}": 9,
