@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import socket
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from multiprocessing.connection import Connection
@@ -35,6 +36,7 @@ from cachebus.cache import Cache
 from cachebus.cli.bench_rows import Dnspython, Floor, Receiver, Sink
 from cachebus.cli.bench_trace import trace
 from cachebus.codecs.dns import DnsCodec, DnsCodecSettings
+from cachebus.errors import CachebusError
 from cachebus.filters.noise import Noise, NoiseSettings
 from cachebus.filters.policy import Policy, PolicySettings
 from cachebus.history import History
@@ -136,7 +138,7 @@ class Sent(NamedTuple):
 
 def receive(pipe: Connection, job: Job) -> None:
     """Body of the receiving process. It takes `(row, count)`: drain a burst; `(row, None)`: watch; None: end."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with _running(pipe) as runner:
         peer = _ReceivingPeer(job)
         pipe.send(runner.run(peer.start()))
         while (told := _told(pipe)) is not None:
@@ -147,7 +149,7 @@ def receive(pipe: Connection, job: Job) -> None:
 
 def send(pipe: Connection, job: Job, ports: dict[Row, int]) -> None:
     """Body of the sending process. It takes `(order, first, last)`: a range of the trace; None: end."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with _running(pipe) as runner:
         peer = _SendingPeer(job, ports)
         runner.run(peer.start())
         pipe.send(None)
@@ -157,8 +159,19 @@ def send(pipe: Connection, job: Job, ports: dict[Row, int]) -> None:
         runner.run(peer.stop())
 
 
+@contextmanager
+def _running(pipe: Connection) -> Iterator[asyncio.Runner]:
+    """An event loop; what goes wrong in it in an expected way is told to the parent instead of a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all three; the parent ends the others
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            yield runner
+    except CachebusError as error:
+        pipe.send(error)
+
+
 def _told(pipe: Connection) -> Any:
-    with suppress(EOFError, KeyboardInterrupt):  # the parent is gone, or will be
+    with suppress(EOFError):  # the parent is gone
         return pipe.recv()
     return None
 

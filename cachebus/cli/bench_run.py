@@ -91,12 +91,16 @@ class _Peer(NamedTuple):
             raise BenchError(f"the {self.name} process is gone") from error
 
     def answer(self) -> Any:
+        """What it says next. Raises `BenchError`, or the error that it says it met."""
         try:
-            if self.pipe.poll(PATIENCE):
-                return self.pipe.recv()
+            if not self.pipe.poll(PATIENCE):
+                raise BenchError(f"the {self.name} process does not answer")
+            said = self.pipe.recv()
         except (EOFError, OSError) as error:
             raise BenchError(f"the {self.name} process is gone") from error
-        raise BenchError(f"the {self.name} process does not answer")
+        if isinstance(said, CachebusError):
+            raise said
+        return said
 
 
 def measure(job: Job, progress: Callable[[str], None]) -> Measured:
