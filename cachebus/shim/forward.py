@@ -7,6 +7,7 @@ second that never does. Decides nothing about what may be kept or shared (`learn
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,6 +33,7 @@ MAX_TRIES = 8
 MAX_UPSTREAM_ERRORS = 4
 """Extended DNS Errors passed on: an upstream names one or two."""
 
+_log = logging.getLogger(__name__)
 _EDE_OPTION = 15
 _OPTION = struct.Struct("!HH")
 _PROOFS = frozenset({rrtypes.NSEC, rrtypes.NSEC3})
@@ -71,13 +73,23 @@ class Forwarder:
             return None
         return partial(self._look_up, _Key(query.qname, query.qtype, query.checking_disabled))
 
+    def refresh(self, query: Query) -> None:
+        """Fetch again what is about to expire; nobody waits for it. Left undone when there is much to do."""
+        key = _Key(query.qname, query.qtype, checking_disabled=False)
+        if self._upstreams and key not in self._under_way and len(self._under_way) < self._settings.max_in_flight:
+            self._start(key).add_done_callback(_log_bug)
+
+    def _start(self, key: _Key) -> asyncio.Task[Response | None]:
+        self.forwarded += 1
+        task = asyncio.get_running_loop().create_task(self._resolve(key))
+        self._under_way[key] = task
+        task.add_done_callback(lambda _: self._under_way.pop(key))
+        return task
+
     async def _look_up(self, key: _Key) -> Response | None:
         task = self._under_way.get(key)
         if task is None:
-            self.forwarded += 1
-            task = asyncio.get_running_loop().create_task(self._resolve(key))
-            self._under_way[key] = task
-            task.add_done_callback(lambda _: self._under_way.pop(key, None))
+            task = self._start(key)
         else:
             self.joined += 1
         # Shielded: others wait for the same look-up, and what it learns is kept even if this client is gone.
@@ -220,6 +232,12 @@ class _Race:
             task.cancel()
         if self._running:
             await asyncio.gather(*self._running, return_exceptions=True)
+
+
+def _log_bug(task: asyncio.Task[Response | None]) -> None:
+    # A look-up that nobody waits for has nobody else to tell.
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("a refresh ended in an error that nobody expected", exc_info=error)
 
 
 def _says_no_data(message: Message) -> bool:

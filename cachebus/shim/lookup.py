@@ -31,6 +31,10 @@ NOT_AN_RRSET = frozenset({rrtypes.ANY, rrtypes.RRSIG, rrtypes.SIG})
 """Types whose answer is not one RRset of a name: the cache cannot know it whole."""
 
 
+MAX_EARLY = 0.1
+"""Part of its life at the end of which an RRset may be due: what `Cache.shortened` takes off at most."""
+
+
 class Stage(Protocol):
     """One place where an answer may be found."""
 
@@ -83,12 +87,19 @@ class CacheStage:
       and `validated` data only.
     """
 
-    def __init__(self, cache: Cache, *, last_resort: bool = False) -> None:
-        """`last_resort`: asked after every upstream failed, so unsigned bus data is better than nothing."""
+    def __init__(
+        self, cache: Cache, *, last_resort: bool = False, refresh: Callable[[Query], None] | None = None
+    ) -> None:
+        """`last_resort`: asked after every upstream failed, so unsigned bus data is better than nothing.
+
+        `refresh` is called, after the client has its answer, with a question whose answer is due (see `is_due`).
+        """
         self._cache = cache
         self._last_resort = last_resort
+        self._refresh = refresh
         self.hits = 0
         self.unsuitable = 0
+        self.refreshed = 0
 
     def answer(self, query: Query, now: float) -> Response | None:
         """The cached answer, TTLs counted down to `now`, or None."""
@@ -101,6 +112,9 @@ class CacheStage:
             self.unsuitable += 1
             return None
         self.hits += 1
+        if self._refresh is not None and any(is_due(cached, self._cache, now) for cached in found.chain):
+            self.refreshed += 1
+            self._refresh(query)
         chain = tuple([cached.rrset for cached in found.chain])
         if _is_negative(found):
             return Response(found.rcode, chain, () if found.soa is None else (found.soa,))
@@ -140,6 +154,21 @@ def _surely_unsigned(cached: Cached) -> bool:
 
 def _safe_unchecked(cached: Cached) -> bool:
     return cached.local or cached.evidence is Evidence.VALIDATED
+
+
+def is_due(cached: Cached, cache: Cache, now: float) -> bool:
+    """Whether it is time for this node to fetch again, for the whole cluster, what it fetched itself.
+
+    Nodes that fetched a name at the same moment would do so again at each expiry, for ever. So each fetches what is
+    asked for again a little earlier, by the hash of node and name that shortens what peers send (trust rules 6.8): the
+    first one's answer then renews the life of the others' copies, whose own time does not come.
+    """
+    life = cached.expires - cached.learned
+    if not cached.local or cached.expires - now > life * MAX_EARLY:
+        return False
+    if life > int.from_bytes(cached.rrset.rrs[6:10], "big") + 1:
+        return False  # longer than the upstream said: a peer has renewed it, and that is shortened already
+    return now >= cached.learned + cache.shortened(cached.rrset.owner, int(life * 1000)) / 1000
 
 
 def is_wildcard_expansion(rrset: RRset) -> bool:

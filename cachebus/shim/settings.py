@@ -102,6 +102,9 @@ class ShimSettings:
     """10 to 65536. Beyond it the connection idle for longest makes room."""
     max_in_flight: int = 2048
     """16 to 65536 client questions waiting for an upstream; beyond it a question gets SERVFAIL at once."""
+    refresh: bool = True
+    """Fetch what is asked for again shortly before it expires, at a time of this node's own, so that the nodes of a
+    cluster do not do so all at once. Of no use where nothing is shared."""
     infrastructure: bool = False
     """NS, DS, DNSKEY and SOA may be shared, as in the share policy."""
     max_ttl: int = DEFAULT_MAX_TTL

@@ -32,8 +32,8 @@ class Shim:
         self._learner = Learner(
             settings.node, cache, learned, infrastructure=settings.infrastructure, max_ttl=settings.max_ttl
         )
-        self._cached = CacheStage(cache)
         self._forwarder = Forwarder(settings, self._upstreams, self._learner.learn, clock)
+        self._cached = CacheStage(cache, refresh=self._forwarder.refresh if settings.refresh else None)
         self._last_resort = CacheStage(cache, last_resort=True)
         order = LookupOrder([self._cached, self._forwarder, self._last_resort], clock)
         self._tasks = Tasks()
@@ -64,6 +64,7 @@ class Shim:
             **self._service.counters,
             "in_flight": len(self._tasks),
             "hits": self._cached.hits,
+            "refreshed": self._cached.refreshed,
             "unsuitable": self._cached.unsuitable,
             "last_resort": self._last_resort.hits,
             "forwarded": self._forwarder.forwarded,

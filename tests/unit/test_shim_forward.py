@@ -496,3 +496,20 @@ async def test_an_address_in_use_is_named() -> None:
         with pytest.raises(TransportError, match=f"port {shim.endpoints[0][1]}"):
             async with shim_before(listen=shim.endpoints):
                 pass
+
+
+async def test_a_refresh_asks_upstream_behind_the_clients_back() -> None:
+    clock = ManualClock()
+    cache = Cache("node-a")
+    async with (
+        ScriptedUpstream(says("www.example. 300 IN A 192.0.2.1")) as upstream,
+        Shim(settings(upstream), cache, lambda answer: None, clock) as shim,
+    ):
+        await ask(shim.endpoints[0], "www.example.")
+        clock.advance(cache.shortened(name_from_text("www.example."), 300_000) / 1000 + 0.001)
+        reply = await ask(shim.endpoints[0], "www.example.")
+        assert reply.answer[0].ttl <= 30
+        await until(lambda: shim.statistics()["kept"] == 2)
+        assert (await ask(shim.endpoints[0], "www.example.")).answer[0].ttl >= 299
+        assert len(upstream.queries) == 2
+        assert shim.statistics()["refreshed"] == 1

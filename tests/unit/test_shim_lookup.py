@@ -176,3 +176,31 @@ def test_denials_go_to_clients_without_do(cache: Cache, rcode: int) -> None:
 def test_questions_that_are_not_for_one_rrset_are_never_answered_from_it(cache: Cache, qtype: int) -> None:
     cache.put(bus_answer(signed(), learned=NOW, transport=""), NOW)
     assert CacheStage(cache).answer(ask(qtype=qtype), NOW) is None
+
+
+def test_what_this_node_fetched_is_fetched_again_a_little_before_it_expires(cache: Cache) -> None:
+    due: list[Query] = []
+    stage = CacheStage(cache, refresh=due.append)
+    own = rrset("www.example.", "A", 300, ADDRESS)
+    cache.put(bus_answer(own, learned=NOW, transport=""), NOW)
+    early = cache.shortened(own.owner, 300_000) / 1000
+    assert 270 <= early <= 300
+    for later in (0, 200, early - 0.01):
+        assert stage.answer(ask(), NOW + later) is not None
+    assert not due
+    assert stage.answer(ask(), NOW + early) is not None, "answered all the same"
+    assert len(due) == stage.refreshed == 1
+
+
+def test_what_a_peer_sent_or_renewed_is_not_fetched_again_early(cache: Cache) -> None:
+    due: list[Query] = []
+    stage = CacheStage(cache, refresh=due.append)
+    own = rrset("www.example.", "A", 300, ADDRESS)
+    cache.put(bus_answer(own, learned=NOW, transport=""), NOW)
+    cache.put(bus_answer(own, learned=NOW + 250), NOW + 250)
+    cache.put(bus_answer(rrset("other.example.", "A", 300, ADDRESS), learned=NOW), NOW)
+    for later in range(600):
+        stage.answer(ask(), NOW + later)
+        stage.answer(ask("other.example."), NOW + later)
+    assert stage.hits > 700
+    assert not due
