@@ -41,7 +41,8 @@ class Sighting(NamedTuple):
     rrset: RRset
     authenticated: bool
     """AD=1."""
-    time: float
+    logged: float
+    """By the resolver's clock."""
 
 
 class Clients:
@@ -91,30 +92,32 @@ class Clients:
 
     # What it was told
 
-    def is_known(self, question: Question, now: float, *, authenticated: bool) -> bool:
-        """Whether this question's answer was seen before and still lives: a cache hit, nothing new in it."""
+    def is_known(self, question: Question, logged: float, *, authenticated: bool) -> bool:
+        """Whether this question's answer was seen before and still lived at `logged`: a cache hit, nothing new."""
         key = (*question, authenticated)
         expires = self._known.get(key)
         if expires is None:
             expires = self._known_before.get(key, 0.0)
-        return expires > now
+        return expires > logged
 
-    def told(self, message: Message, time: float, now: float, *, authenticated: bool) -> None:
-        """A client was given `message` (QR=1, CD=0, NOERROR or NXDOMAIN) at `time`."""
+    def told(self, message: Message, *, logged: float, learned: float, arrived: float, authenticated: bool) -> None:
+        """A client was given `message` (QR=1, CD=0, NOERROR or NXDOMAIN).
+
+        `logged`: when, by the resolver's clock; `learned`: by ours; `arrived`: on the clock of `expire`.
+        """
         positive = message.rcode != NXDOMAIN and any(rrset.type == message.qtype for rrset in message.answer)
         ttl = min((rrset.ttl for rrset in message.answer), default=0) if positive else _negative_ttl(message)
-        expires = now + ttl
         if ttl:
             if len(self._known) >= MAX_KNOWN:
                 self._known_before, self._known = self._known, {}
-            self._known[message.qname, message.qtype, authenticated] = expires
+            self._known[message.qname, message.qtype, authenticated] = logged + ttl
             if self._on_held is not None:
                 whole_name = message.rcode == NXDOMAIN and not message.answer
-                self._on_held(message.qname, 0 if whole_name else message.qtype, expires, not positive)
+                self._on_held(message.qname, 0 if whole_name else message.qtype, learned + ttl, not positive)
         for rrset in message.answer:
             question = (rrset.owner, rrset.type)
             size = len(rrset.owner) + len(rrset.rrs) + len(rrset.sigs)
-            self._sightings.put(question, Sighting(rrset, authenticated, time), size, now=now)
+            self._sightings.put(question, Sighting(rrset, authenticated, logged), size, now=arrived)
 
     def sightings(self, question: Question) -> Iterator[Sighting]:
         """What clients were given of this owner and type, oldest first."""

@@ -78,6 +78,8 @@ class Case:
         "asides",
         "complete",
         "frame",
+        "learned",
+        "logged",
         "note",
         "qname",
         "qtype",
@@ -85,14 +87,14 @@ class Case:
         "size",
         "steps",
         "target",
-        "time",
     )
 
-    def __init__(self, frame: int, question: Question, *, time: float, arrived: float) -> None:
-        """`time`: when the resolver learned it; `arrived`: on the clock of `Board.expire`."""
+    def __init__(self, frame: int, question: Question, *, learned: float, logged: float, arrived: float) -> None:
+        """`learned`: by our clock; `logged`: by the resolver's; `arrived`: on the clock of `Board.expire`."""
         self.frame = frame
         self.qname, self.qtype = question
-        self.time = time
+        self.learned = learned
+        self.logged = logged
         self.arrived = arrived
         self.steps: tuple[Step, ...] = ()
         self.asides: tuple[Step, ...] = ()
@@ -183,13 +185,13 @@ class Board:
         if tail is not None and tail[0].note is None:
             tail[0].note = refusal
 
-    def sight(self, rrsets: Iterable[RRset], time: float, *, authenticated: bool) -> list[Verdict]:
-        """A client was given these RRsets at `time`."""
+    def sight(self, rrsets: Iterable[RRset], logged: float, *, authenticated: bool) -> list[Verdict]:
+        """A client was given these RRsets, at `logged` by the resolver's clock."""
         raised: dict[Case, None] = {}
         for rrset in rrsets:
             wanted = self._wanted.get((rrset.owner, rrset.type))
             if wanted:
-                sighting = Sighting(rrset, authenticated, time)
+                sighting = Sighting(rrset, authenticated, logged)
                 for learned in tuple(wanted):
                     if self._look(learned, sighting):
                         raised[learned.case] = None
@@ -201,11 +203,11 @@ class Board:
     def _look(self, learned: Learned, sighting: Sighting) -> bool:
         """Compare one RRset with what a client was given; gives whether that raised it."""
         rrset, case = learned.rrset, learned.case
-        if learned.names is None or abs(sighting.time - case.time) > self._window:
+        if learned.names is None or abs(sighting.logged - case.logged) > self._window:
             return False
         if learned.level >= Evidence.CONFIRMED and not sighting.authenticated:
             return False
-        if sighting.time < case.time - CLOCK_TICK and sighting.rrset.ttl < rrset.ttl:
+        if sighting.logged < case.logged - CLOCK_TICK and sighting.rrset.ttl < rrset.ttl:
             return False  # told before this was learned, and what is left of an older copy: cached, or stale
         learned.looks += 1
         if learned.looks >= MAX_LOOKS:
@@ -213,7 +215,7 @@ class Board:
         if not same_data(rrset, sighting.rrset):
             return False
         both = rrset._replace(ttl=min(rrset.ttl, sighting.rrset.ttl), sigs=sighting.rrset.sigs or rrset.sigs)
-        kept = limit(both, case.time, max_ttl=self._settings.max_ttl)
+        kept = limit(both, case.learned, max_ttl=self._settings.max_ttl)
         if isinstance(kept, Refusal):
             case.note = case.note or kept
             return False
@@ -330,7 +332,7 @@ class Board:
             tuple(rrset for step in steps for rrset in step.rrsets()),
             Evidence(level),
             self._settings.node,
-            min(step.learned.case.time for step in steps),
+            min(step.learned.case.learned for step in steps),
             self._settings.validating,
         )
         verdicts.append(Verdict(case.frame, answer, None))

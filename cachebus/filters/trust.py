@@ -230,7 +230,13 @@ class DnstapJudge:
             if not asides:
                 return [Verdict(number, None, links)]
             links, target = (), b""
-        case = Case(number, (message.qname, message.qtype), time=learned, arrived=self._clock)
+        case = Case(
+            number,
+            (message.qname, message.qtype),
+            learned=learned,
+            logged=frame.response_time or now,
+            arrived=self._clock,
+        )
         return self._board.open(
             case,
             links,
@@ -276,7 +282,8 @@ class DnstapJudge:
             return []
         authenticated = bool(flags & AD)
         wanted = self._board.wants(question[0], authenticated=authenticated)
-        known = self._clients.is_known(question, self._clock, authenticated=authenticated)
+        logged = frame.response_time or now
+        known = self._clients.is_known(question, logged, authenticated=authenticated)
         if known and not wanted:
             return []
         try:
@@ -288,10 +295,12 @@ class DnstapJudge:
             if refusal is not None:
                 self._board.note(question, refusal)
             return []
-        time = frame.response_time or now
         if not known:
-            self._clients.told(message, time, self._clock, authenticated=authenticated)
-        return self._board.sight(message.answer, time, authenticated=authenticated) if not rcode else []
+            learned = self._learned(frame, now)
+            self._clients.told(
+                message, logged=logged, learned=learned, arrived=self._clock, authenticated=authenticated
+            )
+        return self._board.sight(message.answer, logged, authenticated=authenticated) if not rcode else []
 
     def _client_alone(self, frame: Frame, now: float) -> list[Verdict]:
         """A CLIENT_RESPONSE of a resolver that logs nothing else: AD=1, or nothing."""

@@ -268,6 +268,32 @@ def test_learned_is_the_response_time_within_the_window() -> None:
         assert [v.answer.learned for v in verdicts if v.answer] == [NOW + expected]
 
 
+@pytest.mark.parametrize("offset", [-7200, 7200])
+def test_a_resolver_whose_clock_is_wrong_is_judged_by_its_own_clock(offset: float) -> None:
+    lab = Lab(time=NOW + offset)
+    held: list[float] = []
+    judge = DnstapJudge(settings(), on_held=lambda qname, qtype, expires, negative: held.append(expires))
+    outcome = run(lab.learned(WWW, "A", [A1]), judge=judge)
+    (answer,) = outcome.answers
+    assert answer.evidence is CONFIRMED
+    assert answer.learned in (NOW, NOW - 10)
+    assert held == [answer.learned + 300]
+    late = [*lab.exchange(WWW, "A", [A1]), lab.client(WWW, "A", [A1], later=10.5)]
+    assert run(late).reasons == {Refusal.UNCONFIRMED}
+
+
+def test_a_short_ttl_fetched_again_is_confirmed_by_a_client_logged_first() -> None:
+    judge = DnstapJudge(settings())
+    short = f"{WWW} 2 A 192.0.2.1"
+    answers = []
+    for start in (0.0, 2.5, 5.0):
+        lab = Lab(serial=int(start * 100), time=NOW + start)
+        query, told, client = lab.learned(WWW, "A", [short])
+        for payload in (query, client, told):  # all of it half a second late
+            answers += [v.answer for v in judge.feed(payload, NOW + start + 0.5)]
+    assert [answer.evidence for answer in answers if answer] == [CONFIRMED] * 3
+
+
 def test_a_clock_that_was_set_back_closes_what_was_open() -> None:
     judge = DnstapJudge(settings())
     verdicts: list[Verdict] = []
