@@ -91,8 +91,10 @@ class _TlsLink:
     async def accept(cls, connection: socket.socket, context: ssl.SSLContext, *, within: float) -> Self:
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(limit=READ_SIZE, loop=loop)
-        transport, protocol = await loop.connect_accepted_socket(
-            lambda: asyncio.StreamReaderProtocol(reader, loop=loop),
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        # uvloop gives its own TLS protocol back instead of ours.
+        transport, _ = await loop.connect_accepted_socket(
+            lambda: protocol,
             connection,
             ssl=context,
             ssl_handshake_timeout=within,

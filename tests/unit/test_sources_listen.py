@@ -9,12 +9,13 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 import trustme
+import uvloop
 
 from cachebus.config.values import SocketAddress, UnixAddress
 from cachebus.errors import TransportError
@@ -80,9 +81,6 @@ class Bed:
         link[1].write(data)
         await link[1].drain()
         return link
-
-
-Make = Callable[..., Awaitable[Bed]]
 
 
 @pytest.fixture
@@ -171,6 +169,7 @@ async def test_messages_byte_by_byte(place: UnixAddress) -> None:
         (StreamSource, data_frame(b"good") + struct.pack(">I", 65536), [b"good"]),
         (StreamSource, START, []),
     ],
+    ids=["no opening", "START twice", "too long", "content type", "message too long", "dnstap to a stream"],
 )
 async def test_a_malformed_stream_ends_its_connection_only(
     place: UnixAddress, kind: type[ListeningSource], data: bytes, good: list[bytes]
@@ -405,3 +404,35 @@ async def test_a_bystander_that_never_speaks_tls_is_given_up() -> None:
         with socket.create_connection((bed.source.address.host, bed.source.address.port)):
             await until(lambda: bed.count("refused_connections") == 1)
         assert bed.count("connections") == 0
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        test_a_bidirectional_sender_is_answered,
+        test_a_stream_that_ends_inside_a_frame_is_counted,
+        test_connections_are_bounded,
+        test_an_opening_that_trickles_is_given_up,
+        test_an_unfinished_frame_is_given_up_but_silence_is_not,
+        test_at_the_end_what_has_arrived_is_delivered_and_the_file_removed,
+        test_a_flood_leaves_turns_to_others,
+        test_what_waited_during_a_stall_is_not_fresh,
+    ],
+)
+def test_on_the_daemons_loop(scenario: Callable[[UnixAddress], Coroutine[Any, Any, None]], place: UnixAddress) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario(place))
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        test_tcp_on_loopback,
+        test_tls_with_the_right_client_certificate,
+        test_tls_at_the_end,
+        test_a_bystander_that_never_speaks_tls_is_given_up,
+    ],
+)
+def test_tcp_on_the_daemons_loop(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
