@@ -48,7 +48,6 @@ def test_every_valid_endpoint_is_taken(text: str) -> None:
     assert parse_endpoint(f"{shown}:{address[1]}") == address
 
 
-@pytest.mark.fuzz
 @given(st.one_of(ENDPOINTS.map(lambda text: f"udp://{text}"), st.text(max_size=60)))
 def test_any_text_is_a_url_or_an_error(text: str) -> None:
     with patch.object(socket, "getaddrinfo", no_resolver):
@@ -61,7 +60,6 @@ def test_any_text_is_a_url_or_an_error(text: str) -> None:
     assert 0 <= int(port) < 65536
 
 
-@pytest.mark.fuzz
 @given(ENDPOINTS)
 def test_any_text_is_a_peer_or_an_error(text: str) -> None:
     with patch.object(socket, "getaddrinfo", no_resolver):
