@@ -9,7 +9,7 @@ The tree is built from PyYAML's events, not its nodes: the composer recurses, ev
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -321,8 +321,3 @@ class _Builder:
         above = zip(self._stack[:-1], self._keys[:-1], strict=True)
         steps = [len(node.value or ()) if pending is None else pending[0] for node, pending in above]
         return key_text((*steps, key))
-
-
-def keys_of(node: Node | None) -> Mapping[str, Mark]:
-    """Give the keys of a mapping with their positions; nothing for any other node."""
-    return {} if node is None else node.keys

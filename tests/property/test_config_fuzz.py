@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachebus.config import Config, ConfigErrors, loads
+from cachebus.config import Config, ConfigErrors, loads, models
 from cachebus.config.keyfile import resolve_key
 from cachebus.errors import ConfigError
 
@@ -92,6 +93,38 @@ def check(text: str) -> None:
         assert isinstance(config, Config)
         assert SECRET not in repr(config)
         assert SECRET not in config.model_dump_json()
+
+
+KEYS = st.sampled_from(
+    sorted(
+        {key for model in (models.Config, models.Key, models.DnstapSource, models.StreamSource, models.FileSource,
+                           models.ServerTls, models.Transport, models.Accept, models.UdpOptions, models.UnboundSink,
+                           models.CallbackSink, models.Share, models.Rate, models.Cache, models.Shim, models.Upstream,
+                           models.Admin) for key in model.model_fields}
+        | {"hints", "swild", "tls", "k", "lan", "[key]", "dnstap"}
+    )
+)  # fmt: skip
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False),
+    st.sampled_from(["dnstap", "stream", "file", "udp", "unbound", "callback", "confirmed", "127.0.0.1:53",
+                     "unix:/run/x/y", "file:/nonexistent", "env:X", SECRET, "k", "a..b", "10m", "1KiB"]),
+    st.text(max_size=8),
+)  # fmt: skip
+TREES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
+)
+SECTIONS = st.dictionaries(
+    st.sampled_from(sorted(models.Config.model_fields)),
+    st.one_of(TREES, st.dictionaries(KEYS, st.dictionaries(KEYS, TREES, max_size=6), max_size=2)),
+)
+
+
+@pytest.mark.fuzz
+@given(SECTIONS, st.booleans())
+def test_any_tree_of_known_keys_is_a_configuration_or_an_error(tree: dict[str, object], valid_node: bool) -> None:
+    if valid_node:
+        tree = {**tree, "node": "a"}
+    check(yaml.safe_dump(tree, allow_unicode=True))
 
 
 def test_the_seed_is_valid() -> None:

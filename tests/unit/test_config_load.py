@@ -170,6 +170,20 @@ def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
         ),
         ("node: a\nsources: {S_: {type: dnstap, listen: 'unix:/run/x/y'}}\n",
          "f:2:11: sources.S_: 'S_' must be 1 to 63 of a-z, 0-9 and -"),
+        ("node: a\nsinks: {s: {type: unbound, control: '192.0.2.1:8953'}}\n",
+         "f:2:37: sinks.s.control: needs `tls` beyond loopback"),
+        ("node: a\nsinks: {s: {type: unbound, control: 'unix:/run/u.ctl', tls: {cert: a, key: b, ca: c}}}\n",
+         "f:2:61: sinks.s.tls: is for TCP; Unbound's unix control socket has no TLS"),
+        ("node: a\nsinks: {s: {type: unbound, control: 'unix:/run/u.ctl', rate: 0}}\n", "f:2:62: sinks.s.rate: is below 1"),
+        ("node: a\nsources: {s: {type: file, path: /, format: wire}}\n", "f:2:33: sources.s.path: / is not a file"),
+        ("node: a\nsources: {s: {type: file, path: /, format: wire}}\n",
+         "f:2:11: sources.s: `claims` is required: DNS messages do not say how they were checked"),
+        ("node: a\nkeys: {a..b: {secret: x}}\n", "f:2:8: keys.a..b: a key's name must be a domain name, as TSIG carries it"),
+        ("node:\n", "f:1:6: node: is required"),
+        ("node: ~\nkeys: {k: ~}\n", "f:2:11: keys.k: wants a mapping (`key: value`)"),
+        ("node: a\nshare: {rate: {node: x}}\n", "f:2:22: share.rate.node: wants a number"),
+        ("node: a\nshare: {min_ttl: {}}\n", "f:2:18: share.min_ttl: wants text, not a mapping"),
+        ("node: a\nshim: {listen: []}\n", "f:2:16: shim.listen: is empty"),
         ("node: a\nsinks: {s: {type: unbound}}\n", "f:2:9: sinks.s.control: is required"),
         ("node: a\nsinks: {s: {type: callback, function: x}}\n", "f:2:39: sinks.s.function: must be package.module:function"),
         ("node: a\nshare: {min_ttl: 1m, max_ttl: 30}\n", "f:2:18: share.min_ttl: is above `max_ttl`: nothing would be shared"),
@@ -241,6 +255,16 @@ def test_each_mistake_of_a_transport(entry: str, expected: str) -> None:
         ("listen: '192.0.2.1:1', tls: {cert: /nonexistent/c, key: /nonexistent/k, ca: /nonexistent/a}",
          "2:64: sources.s.tls.cert: /nonexistent/c: No such file or directory"),
         ("listen: '192.0.2.1:1', tls: {cert: c}", "2:52: sources.s.tls.ca: is required"),
+        ("listen: '192.0.2.1:1', tls: {crt: c}", "2:58: sources.s.tls.crt: unknown key (did you mean cert?)"),
+        ("listen: '192.0.2.1:1', tls: {cert: [c]}", "2:64: sources.s.tls.cert: wants the path of a file, not a list"),
+        ("listen: '192.0.2.1:1', tls: {cert: /, key: /, ca: /}", "2:64: sources.s.tls.cert: / is not a file"),
+        ("listen: '2001:db8::1:1', insecure: true", "2:37: sources.s.listen: '2001:db8::1:1' has no port"),
+        ("listen: 'unix:/run/x/y', resolver_frames: none, trusted_forwarders: [192.0.2.1]",
+         "2:97: sources.s.trusted_forwarders: has no use with `resolver_frames: none`"),
+        ("listen: 'unix:/run/x/y', trusted_forwarders: [192.0.2.300]",
+         "2:75: sources.s.trusted_forwarders.0: '192.0.2.300' is not an address or network such as 192.0.2.0/24"),
+        ("listen: 'unix:/run/x/y', validating: {}", "2:66: sources.s.validating: wants true or false"),
+        ("listen: 'unix:/run/x/y', allow_uids: 1", "2:66: sources.s.allow_uids: wants a list"),
     ],
 )  # fmt: skip
 def test_a_source_is_a_border(entry: str, expected: str) -> None:
@@ -271,6 +295,32 @@ def test_each_mistake_of_an_upstream(upstream: str, expected: str) -> None:
 def test_what_later_versions_have_is_said_so(key: str) -> None:
     text = f"node: a\nshim:\n  listen: ['127.0.0.1:53']\n  {key}: 1\n"
     assert problems(text) == [f"f:4:3: shim.{key}: not available in this version"]
+
+
+def test_lists_are_bounded() -> None:
+    names = ", ".join(["a"] * 1001)
+    assert problems(f"node: a\nshare: {{deny: [{names}]}}\n") == ["f:2:15: share.deny: has more than 1000 entries"]
+
+
+def test_a_private_key_that_everyone_reads_is_refused(tmp_path: Path) -> None:
+    for name in ("c", "k", "a"):
+        (tmp_path / name).touch(mode=0o644)
+    text = "node: a\nsources: {s: {type: stream, claims: confirmed, listen: '[::]:1', tls: {cert: c, key: k, ca: a}}}\n"
+    assert problems(text, directory=tmp_path) == [
+        f"f:2:86: sources.s.tls.key: {tmp_path}/k holds a private key and lets everyone in; run: chmod o= {tmp_path}/k"
+    ]
+    (tmp_path / "k").chmod(0o640)
+    assert loads(text, directory=tmp_path).warnings == ()
+
+
+def test_switches_that_are_off() -> None:
+    assert loads("node: a\nshare: {second_sighting: off}\n").share.second_sighting is None
+    assert loads("node: a\nshare: {second_sighting: 10m}\n").share.second_sighting == 600
+
+
+def test_a_rollover_accepts_without_signing() -> None:
+    config = loads(f"node: a\n{KEY}transports: {{t: {{type: udp, keys: [k], listen: '[::]:0'}}}}\n")
+    assert (config.transports["t"].key, config.transports["t"].accepted_keys) == (None, ("k",))
 
 
 def test_every_problem_is_reported_in_the_order_of_the_file() -> None:
