@@ -355,7 +355,7 @@ def test_a_reader_that_stops_leaves_latency_unchanged_and_then_goes_on(
     assert len(ask_all(unbound.endpoint, flood)) == len(flood)
     during = latencies(unbound, uncached("during", 200))
     assert statistics.median(during) < 2 * statistics.median(before) + 0.005
-    assert sorted(during)[len(during) * 95 // 100] < 0.1
+    assert sorted(during)[len(during) * 95 // 100] < 0.25, "a write that blocks would take until the reader reads"
     # The reader wakes up: after the partial frame come whole ones, and what is too old was dropped, not delayed.
     time.sleep(2.1)
     told = len(reader.read())

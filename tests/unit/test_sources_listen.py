@@ -258,6 +258,57 @@ async def test_at_the_end_what_has_arrived_is_delivered_and_the_file_removed(pla
         await bed.connect()
 
 
+async def test_at_the_end_a_malformed_rest_is_counted_after_what_is_good(place: UnixAddress) -> None:
+    bed = Bed(StreamSource, place)
+    with socket.socket(socket.AF_UNIX) as client:
+        async with bed.source:
+            client.connect(place.path)
+            await until(lambda: bed.count("connections") == 1)
+            await asyncio.sleep(0)
+            client.sendall(data_frame(b"good") + bytes(4))
+    assert bed.payloads == [b"good"]
+    assert bed.count("malformed") == 1
+
+
+async def test_a_bug_behind_deliver_is_logged_and_ends_one_connection_only(
+    place: UnixAddress, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(StreamSource, place) as bed:
+        deliver = bed.source._deliver
+
+        def broken(payload: bytes, now: float) -> None:
+            if payload == b"bad":
+                raise ZeroDivisionError
+            deliver(payload, now)
+
+        bed.source._deliver = broken
+        other = await bed.say(b"")
+        assert await ended(await bed.say(data_frame(b"bad"))) == b""
+        await until(lambda: "a connection failed" in caplog.text)
+        assert "ZeroDivisionError" in caplog.text
+        other[1].write(data_frame(b"fine"))
+        await until(lambda: bed.payloads == [b"fine"])
+        await close(other)
+
+
+async def test_when_descriptors_run_out_it_goes_on_later(place: UnixAddress, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "ACCEPT_PAUSE", 0.01)
+    loop = asyncio.get_running_loop()
+    accept = loop.sock_accept
+    failures = iter([OSError(24, "Too many open files")] * 3)
+
+    async def failing(listener: socket.socket) -> Any:
+        if (error := next(failures, None)) is not None:
+            raise error
+        return await accept(listener)
+
+    monkeypatch.setattr(loop, "sock_accept", failing)
+    async with running(StreamSource, place) as bed:
+        link = await bed.say(data_frame(b"late"))
+        await until(lambda: bed.payloads == [b"late"])
+        await close(link)
+
+
 async def test_it_can_be_entered_again(place: UnixAddress) -> None:
     bed = Bed(StreamSource, place)
     for payload in (b"one", b"two"):
