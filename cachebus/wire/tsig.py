@@ -246,7 +246,7 @@ class Verifier:
         except struct.error:
             return Refusal.TSIG_FORM
         if mac_size != form.mac_size or error or other or after + form.tail.size != size:
-            return Refusal.TRUNCATED_MAC if mac_size < form.mac_size else Refusal.TSIG_FORM
+            return Refusal.TSIG_FORM
         if data[10:12] == _ONE_ADDITIONAL and original == data[:2]:
             head = data[:10] + _NO_ADDITIONAL
         elif data[10] or data[11]:
@@ -291,6 +291,8 @@ class Verifier:
             return Refusal.WRONG_ALGORITHM
         if rrclass != rrtypes.ANY or ttl or position + 16 > len(data):
             return Refusal.TSIG_FORM
+        if int.from_bytes(data[position + 8 : position + 10], "big") < form.mac_size:
+            return Refusal.TRUNCATED_MAC
         return form, end, position
 
 
