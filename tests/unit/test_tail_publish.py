@@ -18,10 +18,11 @@ from cachebus_transports.udp import UdpTransport
 from click.testing import CliRunner
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
+from cachebus.cli import main
 from cachebus.cli import publish as publish_module
 from cachebus.cli import tail as tail_module
 from cachebus.cli.bench_trace import trace
-from cachebus.cli.bus import Link, SharePolicy, make_codec, parse_peer, parse_url
+from cachebus.cli.bus import Link, SharePolicy, load_share, make_codec, parse_peer, parse_url
 from cachebus.cli.common import parse_key
 from cachebus.cli.explain_rows import Row
 from cachebus.cli.publish import Publication, publish, rows
@@ -33,7 +34,7 @@ from cachebus.filters.settings import JudgeSettings
 from cachebus.ports import TransportSettings
 from cachebus.presentation import name_from_text
 from cachebus.testing import ManualClock, MemoryNetwork, MemoryTransport
-from cachebus.wire.message import pack
+from cachebus.wire.message import compose, pack
 
 DATA = Path(__file__).parent.parent / "data"
 KEY = "cluster:hmac-sha256:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
@@ -151,6 +152,27 @@ class TestUrl:
         assert parse_peer(text, 5390) == endpoint
 
 
+class TestShare:
+    def test_without_a_configuration_everything_may_leave(self) -> None:
+        policy = load_share(None)
+        assert policy.refuse(answer("host.local", ttl=1, learned=0.0)) is None
+        assert not policy.infrastructure
+
+    def test_a_configurations_policy(self, tmp_path: Path) -> None:
+        config = tmp_path / "cachebus.yaml"
+        config.write_text("node: ams-1\ncluster: home\nshare: {deny: [example.net], infrastructure: true}\n")
+        policy = load_share(config)
+        assert policy.refuse(answer("www.example.net", learned=0.0)) is Refusal.DENIED
+        assert policy.refuse(answer("www.example.org", learned=0.0)) is None
+        assert policy.infrastructure
+
+    def test_a_wrong_configuration_is_a_config_error(self, tmp_path: Path) -> None:
+        config = tmp_path / "cachebus.yaml"
+        config.write_text("node: ams-1\ncluster: home\nshare: {denied: [example.net]}\n")
+        with pytest.raises(ConfigError):
+            load_share(config)
+
+
 class TestPublish:
     async def test_sends_of_the_evil_capture_only_what_the_rules_accept(self) -> None:
         clock, network = ManualClock(), MemoryNetwork()
@@ -249,6 +271,29 @@ class TestPublish:
         url = f"udp://127.0.0.1:{free_port()}"
         result = CliRunner().invoke(publish, [url, str(DATA / "unbound.dnstap"), "--key", KEY])
         assert result.stdout == "sent 7, refused 5\n       4  no-answer\n       1  rcode\n"
+
+    @pytest.mark.usefixtures("udp_installed")
+    def test_a_cut_file_ends_with_1_after_the_totals(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "cut.dnstap").write_bytes((DATA / "unbound.dnstap").read_bytes()[:3000])
+        arguments = ["publish", f"udp://127.0.0.1:{free_port()}", str(tmp_path / "cut.dnstap"), "--key", KEY]
+        assert main([*arguments, "--json"]) == 1
+        captured = capsys.readouterr()
+        assert json.loads(captured.out)["sent"] == 3
+        assert "cut.dnstap: at byte" in captured.err
+        assert "Traceback" not in captured.err
+
+    @pytest.mark.usefixtures("udp_installed")
+    def test_a_wire_file_may_claim(self, tmp_path: Path, listener: socket.socket) -> None:
+        one = answer(learned=0.0)
+        message = compose(7, 0x8180, one.qname, one.qtype, [(rrset, rrset.ttl) for rrset in one.rrsets])
+        (tmp_path / "messages.wire").write_bytes(len(message).to_bytes(4, "big") + message)
+        url = f"udp://127.0.0.1:{listener.getsockname()[1]}"
+        arguments = [url, str(tmp_path / "messages.wire"), "--key", KEY, "--json"]
+        result = CliRunner().invoke(publish, [*arguments, "--claims", "authoritative"])
+        assert json.loads(result.stdout) == {"sent": 0, "refused": {"evidence-too-weak": 1}}
+        result = CliRunner().invoke(publish, [*arguments, "--claims", "confirmed"])
+        assert json.loads(result.stdout) == {"sent": 1, "refused": {}}
+        assert not isinstance(codec().decode(listener.recv(2000), "sender", time.time()), Refusal)
 
     def test_needs_a_key(self) -> None:
         result = CliRunner().invoke(publish, ["udp://127.0.0.1:5390", "x.dnstap"])
@@ -364,6 +409,12 @@ class TestTail:
             inbox.receive(self.message(clock, name=f"n{number}.example.net"), "peer")
         assert [line["name"] for line in await self.printed(inbox, 2)] == ["n3.example.net.", "n4.example.net."]
         assert "3 answers were not printed" in capsys.readouterr().err
+
+    def test_a_line_for_people(self, capsys: pytest.CaptureFixture[str]) -> None:
+        tail_module._print_line(tail_module.shape(answer(learned=0.0)))
+        assert capsys.readouterr().out == (
+            "ams-1  confirmed      www.example.net. A  <-  www.example.net. 300 IN A 203.0.113.1\n"
+        )
 
     def test_needs_a_key(self) -> None:
         result = CliRunner().invoke(tail, ["udp://127.0.0.1:5390"])

@@ -117,6 +117,21 @@ class TestSettings:
             async with UdpTransport(settings("192.0.2.1:5390"), ignore):
                 pass
 
+    async def test_cancelled_while_it_opens_it_lets_go(
+        self, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def cancelled(*_: object, **__: object) -> None:
+            raise asyncio.CancelledError
+
+        own = at(listener)
+        listener.close()
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio.get_running_loop(), "create_datagram_endpoint", cancelled)
+            with pytest.raises(asyncio.CancelledError):
+                await UdpTransport(settings(own), ignore).__aenter__()
+        async with UdpTransport(settings(own), ignore):
+            pass
+
 
 class TestSockets:
     async def test_sends_from_the_listening_socket(self, listener: socket.socket) -> None:
