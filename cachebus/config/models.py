@@ -25,6 +25,7 @@ from cachebus.config.values import (
     ListenAddress,
     Name,
     Network,
+    OrText,
     Seconds,
     Size,
     SocketAddress,
@@ -174,14 +175,14 @@ class DnstapSource(DnstapEvidence, Listening):
     """A resolver's dnstap, over Frame Streams."""
 
     type: Literal["dnstap"]
-    """dnstap"""
+    """`dnstap`, which tells this kind from the others."""
 
 
 class StreamSource(Listening):
     """A resolver's own output: DNS messages, each after its length as u32."""
 
     type: Literal["stream"]
-    """stream"""
+    """`stream`, which tells this kind from the others."""
     claims: Level
     """What a message says about itself: `confirmed` when each is the resolver's finished answer, `validated` when its
     AD bit may be believed too, `authoritative` otherwise."""
@@ -200,7 +201,7 @@ class FileSource(DnstapEvidence):
     """A capture, read once at the start."""
 
     type: Literal["file"]
-    """file"""
+    """`file`, which tells this kind from the others."""
     path: File
     """The file; relative to the configuration's directory."""
     format: FileFormat = FileFormat.AUTO
@@ -276,7 +277,7 @@ class CacheSink(Section):
     """The node's own cache, which the shim answers from. It exists without being named here."""
 
     type: Literal["cache"]
-    """cache"""
+    """`cache`, which tells this kind from the others."""
 
 
 class ControlTls(Section):
@@ -294,7 +295,7 @@ class UnboundSink(Section):
     """An Unbound, filled through its control socket (`load_cache`)."""
 
     type: Literal["unbound"]
-    """unbound"""
+    """`unbound`, which tells this kind from the others."""
     control: Endpoint
     """`unix:PATH` or ADDRESS:PORT of its control-interface."""
     tls: ControlTls | None = None
@@ -307,7 +308,7 @@ class CallbackSink(Section):
     """A Python function, called with each answer that was accepted."""
 
     type: Literal["callback"]
-    """callback"""
+    """`callback`, which tells this kind from the others."""
     function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
     """`package.module:function`: called with each `Answer`; a coroutine function runs on the event loop, any other in a
     thread."""
@@ -390,7 +391,7 @@ class Shim(Section):
 
     listen: tuple[ListenAddress, ...] = Field(min_length=1, max_length=MAX_NAMES)
     """ADDRESS:PORT, each for UDP and TCP."""
-    upstreams: tuple[Upstream, ...] = Field(default=(), max_length=64)
+    upstreams: tuple[Annotated[Upstream, OrText()], ...] = Field(default=(), max_length=64)
     """Where misses go, in order of preference. Without any, only what the cache holds is answered."""
     allow: tuple[Network, ...] | None = Field(default=None, max_length=MAX_NAMES)
     """Networks whose clients are served; loopback only unless set."""

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
+from pydantic import (
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from cachebus.answer import Evidence
 from cachebus.config.problems import shown, suggest
@@ -219,6 +229,13 @@ def kind_of(value: object) -> str:
 def as_list(value: object) -> object:
     """Let a single value stand for a list of it."""
     return value if isinstance(value, list | tuple) or value is None else [value]
+
+
+class OrText:
+    """Marks a type that may also be written as a single text, so that the JSON schema says so."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string"}, handler(schema)]}
 
 
 def _schema(description: str, **more: object) -> WithJsonSchema:

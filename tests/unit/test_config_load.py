@@ -407,3 +407,8 @@ def test_every_key_is_described_in_the_schema() -> None:
         assert isinstance(properties, dict)
         for key, value in properties.items():
             assert value.get("description"), f"{name}.{key} has no description"
+
+
+def test_the_schema_allows_an_upstream_as_text() -> None:
+    items = Config.model_json_schema()["$defs"]["Shim"]["properties"]["upstreams"]["items"]
+    assert items == {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Upstream"}]}
