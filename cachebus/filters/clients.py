@@ -21,6 +21,8 @@ MAX_SIGHTINGS = 32768
 """RRsets that clients were given before the resolver's own frame came; only first answers count, not cache hits."""
 MAX_SIGHTING_BYTES = 24 << 20
 """Bytes of the same, overhead included."""
+SIGHTING_OVERHEAD = 250
+"""Bytes that an RRset costs beside its records and its entry (measured)."""
 MAX_KNOWN = 65536
 """Questions known to be live, in each of two generations."""
 MAX_CHECKING_DISABLED = 8192
@@ -116,7 +118,7 @@ class Clients:
                 self._on_held(message.qname, 0 if whole_name else message.qtype, learned + ttl, not positive)
         for rrset in message.answer:
             question = (rrset.owner, rrset.type)
-            size = len(rrset.owner) + len(rrset.rrs) + len(rrset.sigs)
+            size = SIGHTING_OVERHEAD + len(rrset.owner) + len(rrset.rrs) + len(rrset.sigs)
             self._sightings.put(question, Sighting(rrset, authenticated, logged), size, now=arrived)
 
     def sightings(self, question: Question) -> Iterator[Sighting]:

@@ -639,6 +639,54 @@ def test_many_aliases_of_one_target_stay_cheap() -> None:
     assert sum(answer is not None and len(answer.rrsets) == 2 for answer in given) == 300 - pending.MAX_WAITERS
 
 
+def test_a_client_given_ttl_0_confirms_nothing() -> None:
+    lab = Lab()
+    outcome = run([*lab.exchange(WWW, "A", [A1]), lab.client(WWW, "A", [f"{WWW} 0 A 192.0.2.1"])])
+    assert outcome.reasons == {Refusal.TTL_ZERO}
+
+
+def test_a_name_fetched_all_the_time_waits_a_bounded_number_of_times() -> None:
+    lab = Lab()
+    count = pending.MAX_SAME_RRSET + 6
+    frames = [payload for _ in range(count) for payload in lab.exchange(WWW, "A", [A1])]
+    outcome = run([*frames, lab.client(WWW, "A", [A1])])
+    assert len(outcome.answers) == pending.MAX_SAME_RRSET
+    assert list(outcome.refusals.values()) == [Refusal.UNCONFIRMED] * 6
+
+
+def test_an_alias_in_other_words_is_confirmed_by_its_target_alone() -> None:
+    lab = Lab()
+    name = "alias.example.test."
+    frames = [
+        *lab.exchange(name, "A", [f"{name} 300 CNAME {WWW}", A1]),
+        lab.client(WWW, "A", [A1]),
+        lab.client(name, "A", [f"{name} 300 CNAME WWW.example.test."]),
+    ]
+    assert run(frames).shown() == {(name, "A", 300, "confirmed")}
+
+
+def test_a_malformed_client_response_confirms_nothing() -> None:
+    lab = Lab()
+    told = message(WWW, "A", [A1], flags="QR RD RA")
+    frames = [*lab.exchange(WWW, "A", [A1]), frame("CLIENT_RESPONSE", told + b"x"), frame("CLIENT_RESPONSE", told[:-1])]
+    assert run(frames).reasons == {Refusal.UNCONFIRMED}
+
+
+@pytest.mark.parametrize("flags", ["RD RA", "QR TC RD RA"])
+def test_a_client_response_of_another_form_confirms_nothing(flags: str) -> None:
+    lab = Lab()
+    frames = [*lab.exchange(WWW, "A", [A1]), lab.client(WWW, "A", [A1], flags=flags)]
+    assert run(frames).reasons == {Refusal.UNCONFIRMED}
+
+
+def test_frames_of_other_kinds_are_context() -> None:
+    judge = DnstapJudge(settings(AUTHORITATIVE))
+    wire = message(WWW, "A", [A1], flags="QR AA")
+    for kind in ("AUTH_RESPONSE", "STUB_RESPONSE", "TOOL_QUERY", "UPDATE_RESPONSE"):
+        assert judge.feed(frame(kind, wire, zone=ZONE), NOW) == []
+    assert judge.statistics()["context"] == 4
+
+
 def test_garbage_is_refused_and_counted() -> None:
     judge = DnstapJudge(settings())
     assert judge.feed(b"\xff\xff", NOW) == [Verdict(1, None, Refusal.MALFORMED)]
