@@ -36,9 +36,8 @@ def zones(tmp_path_factory: pytest.TempPathFactory) -> Zones:
     made = make_zones(tmp_path_factory.mktemp("zones"))
     text = "\n".join(f'@ 300 IN TXT "{letter * 200}"' for letter in "abcdefghijklmno")
     path = tmp_path_factory.mktemp("big") / "big.zone"
-    path.write_text(
-        f"$ORIGIN {BIG}\n@ 300 IN SOA ns host 1 7200 3600 604800 60\n@ 300 IN NS ns\nns 300 IN A 127.0.0.1\n{text}\n"
-    )
+    apex = "@ 300 IN SOA ns host 1 7200 3600 604800 60\n@ 300 IN NS ns\nns 300 IN A 127.0.0.1"
+    path.write_text(f"$ORIGIN {BIG}\n{apex}\n{text}\n")
     made.files[BIG] = path
     return made
 
@@ -175,9 +174,7 @@ def test_an_authoritative_upstream(tmp_path: Path, zones: Zones, server: type[Ns
         node.assert_quiet()
 
 
-def test_what_one_shim_learns_the_other_answers_without_any_upstream(
-    tmp_path: Path, zones: Zones, unbound: Unbound
-) -> None:
+def test_what_one_shim_learns_the_other_answers_by_itself(tmp_path: Path, zones: Zones, unbound: Unbound) -> None:
     cluster = Cluster()
     cluster.add("a", "b")
     secure = [question for question in zones.questions if question.secure]
@@ -319,8 +316,11 @@ def test_garbage_never_gives_a_traceback(zones: Zones, validating_shim: ShimNode
     for _ in range(20):
         with socket.create_connection(endpoint, timeout=5) as tcp:
             tcp.sendall(chance.randbytes(chance.randrange(1, 3000)))
-    answer = ask(endpoint, Question(f"a0.{PLAIN}", "A"))
-    assert answer is not None
-    assert answer.rcode() == 0
+
+    def still_answers() -> bool:  # the kernel may drop what comes faster than it is read, so it is asked again
+        answer = ask(endpoint, Question(f"a0.{PLAIN}", "A"), timeout=0.5)
+        return answer is not None and answer.rcode() == 0
+
+    eventually(still_answers, 10, "it answers after the flood")
     validating_shim.assert_quiet()
     eventually(lambda: validating_shim.counters()["tcp_open"] == 0, 15, "no connection is left")
