@@ -255,24 +255,29 @@ def _model_at(location: Place) -> type[BaseModel]:
     annotation: Any = Config
     for step in location:
         annotation = _below(annotation, step)
-    while not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-        annotation = _below(annotation, "")
-    return annotation
+    (model,) = _choices(annotation)
+    assert issubclass(model, BaseModel)
+    return model
 
 
 def _below(annotation: Any, step: str | int) -> Any:
+    choices = _choices(annotation)
+    if len(choices) > 1:  # told apart by `type`, which pydantic puts into the location
+        return next(choice for choice in choices if choice.model_fields["type"].annotation == Literal[step])
+    (only,) = choices
+    if isinstance(only, type) and issubclass(only, BaseModel):
+        return only.model_fields[str(step)].annotation
+    arguments = get_args(only)  # of Mapping[str, X] or tuple[X, ...]
+    return arguments[1] if isinstance(step, str) else arguments[0]
+
+
+def _choices(annotation: Any) -> list[Any]:
+    """Give what a type stands for without Annotated and None: one type, or the members of a union."""
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, UnionType):
-        choices = [choice for choice in get_args(annotation) if choice is not type(None)]
-        for choice in choices:
-            if Literal[step] == choice.model_fields["type"].annotation if len(choices) > 1 else False:
-                return choice
-        return choices[0] if step == "" else _below(choices[0], step)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation.model_fields[str(step)].annotation
-    arguments = get_args(annotation)
-    return arguments[1] if isinstance(step, str) and len(arguments) > 1 else arguments[0]
+        return [choice for choice in get_args(annotation) if choice is not type(None)]
+    return [annotation]
 
 
 def _sentence(details: ErrorDetails) -> str:
