@@ -189,8 +189,9 @@ def encode(
         if port:
             setattr(inner, f"{side}_port", port)
         if time:
-            seconds, nanoseconds = divmod(round(time * NANOSECONDS), NANOSECONDS)
-            setattr(inner, f"{side}_time_sec", seconds)
+            # Apart, because a float has too few digits for the nanoseconds of a whole time.
+            carry, nanoseconds = divmod(round(time % 1 * NANOSECONDS), NANOSECONDS)
+            setattr(inner, f"{side}_time_sec", int(time) + carry)
             setattr(inner, f"{side}_time_nsec", nanoseconds)
     if query_zone is not None:
         inner.query_zone = query_zone
