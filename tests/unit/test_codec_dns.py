@@ -1,0 +1,260 @@
+"""Codec `dns`: what we send, what we take (trust rules 5 and 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import dns.flags
+import dns.message
+import dns.rrset
+import pytest
+
+from cachebus.answer import Answer, Evidence, Refusal, RRset
+from cachebus.codecs.dns import DnsCodec, DnsCodecSettings, QuestionMode
+from cachebus.presentation import name_from_text
+from cachebus.wire.message import AA, AD, QR, compose, pack, parse
+from cachebus.wire.tsig import Key, Signer
+from tests.core_bed import KEY_NAME, NOW, SECRET, address, answer, key, keyring, rrset, rrsig
+
+PEER = ("192.0.2.11", 5390)
+
+
+def codec(with_key: Key | None = None, **more: object) -> DnsCodec:
+    return DnsCodec(
+        DnsCodecSettings(transport="lan", key=with_key or key(), **more),  # type: ignore[arg-type]
+        start=None,
+    )
+
+
+def sent(given: Answer, now: float = NOW, **more: object) -> bytes:
+    messages, refusals = codec(**more).encode([given], now)
+    assert not refusals
+    return messages[0]
+
+
+def taken(data: bytes, now: float = NOW, **more: object) -> Sequence[Answer] | Refusal:
+    return codec(**more).decode(data, PEER, now)
+
+
+def one(data: bytes, now: float = NOW, **more: object) -> Answer:
+    found = taken(data, now, **more)
+    assert not isinstance(found, Refusal), found
+    assert len(found) == 1
+    return found[0]
+
+
+def signed(message: bytes, now: float = NOW) -> bytes:
+    return Signer(key()).sign(message, now)[0]
+
+
+CHAIN = (rrset("alias.example.com", "CNAME", "www.example.com."), rrset("www.example.com", "A", "192.0.2.1"))
+
+
+def test_what_is_sent_is_a_new_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: NOW)
+    data = sent(answer(*CHAIN))
+    message = dns.message.from_wire(data, keyring=keyring())
+    assert message.had_tsig
+    assert dns.flags.to_text(message.flags) == "QR AA"
+    assert message.rcode() == 0
+    assert message.edns == -1
+    assert message.question[0].to_text() == "alias.example.com. IN A"
+    assert [each.to_text() for each in message.answer] == [
+        "alias.example.com. 300 IN CNAME www.example.com.", "www.example.com. 300 IN A 192.0.2.1",
+    ]  # fmt: skip
+    assert not message.authority
+    assert not message.additional
+    ids = {parse(sent(address())).id for _ in range(20)}
+    assert len(ids) > 10
+
+
+def test_ad_only_for_validated_and_then_no_aa() -> None:
+    www = rrset("www.example.com", "A", "192.0.2.1", sigs=rrsig("www.example.com", "A"))
+    assert parse(sent(answer(www, evidence=Evidence.VALIDATED))).flags == QR | AD
+    assert parse(sent(answer(www, evidence=Evidence.CONFIRMED))).flags == QR | AA
+
+
+def test_ttls_are_aged_on_both_sides() -> None:
+    data = sent(address(ttl=300), NOW + 100.5)
+    assert parse(data).answer[0].ttl == 199
+    got = one(data, NOW + 130)
+    assert got.learned == int(NOW + 100.5)
+    assert got.ttl == 199
+
+
+def test_what_has_died_while_it_waited_is_not_sent() -> None:
+    assert codec().encode([address(ttl=30)], NOW + 31) == ([], [Refusal.EXPIRED])
+
+
+def test_a_message_from_the_future_does_not_grow() -> None:
+    got = one(sent(address(), NOW + 200), NOW)
+    assert got.learned == NOW
+
+
+def test_larger_than_a_datagram_is_counted() -> None:
+    big = answer(rrset("big.example.com", "TXT", *(f'"{"x" * 200}{n}"' for n in range(8))))
+    assert codec().encode([big, address()], NOW)[1] == [Refusal.OVERSIZE]
+    assert len(sent(big, max_message=4096)) < 4096
+
+
+def test_the_round_trip_keeps_everything() -> None:
+    given = answer(*CHAIN)
+    got = one(sent(given))
+    assert (got.qname, got.qtype, got.rrsets) == (given.qname, given.qtype, given.rrsets)
+    assert (got.evidence, got.origin, got.transport, got.signer) == (
+        Evidence.AUTHORITATIVE, "192.0.2.11", "lan", KEY_NAME,
+    )  # fmt: skip
+
+
+def test_without_a_question_and_with_a_dummy_one() -> None:
+    for data in (
+        sent(answer(*CHAIN), question=QuestionMode.OMIT),
+        signed(compose(1, QR | AA, name_from_text("dummy.invalid"), 16, [(each, 300) for each in CHAIN])),
+    ):
+        got = one(data)
+        assert (got.name, got.type) == ("alias.example.com.", "A")
+        assert got.rrsets == CHAIN
+
+
+def test_unrelated_rrsets_under_a_dummy_question_are_taken_under_their_own_names() -> None:
+    pair = (rrset("a.example.com", "A", "192.0.2.1"), rrset("b.example.com", "TXT", '"x"'))
+    found = taken(signed(compose(1, QR | AA, b"\0", 1, [(each, 300) for each in pair])))
+    assert not isinstance(found, Refusal)
+    assert [(each.name, each.type) for each in found] == [("a.example.com.", "A"), ("b.example.com.", "TXT")]
+
+
+def test_the_question_is_answered_by_its_chain_only() -> None:
+    beside = rrset("www.bank.com", "A", "192.0.2.66")
+    got = one(signed(compose(1, QR | AA, CHAIN[0].owner, 1, [(each, 300) for each in (*CHAIN, beside)])))
+    assert got.rrsets == CHAIN
+
+
+def test_what_the_hackathon_scripts_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: NOW)
+    message = dns.message.make_response(dns.message.make_query("Mail.Example.com", "MX"))
+    message.answer.append(
+        dns.rrset.from_text("Mail.Example.com.", 60, "IN", "MX", "10 mx1.example.com.", "20 mx2.example.com.")
+    )
+    message.use_tsig(keyring(), KEY_NAME)
+    got = one(message.to_wire())
+    assert got.name == "mail.example.com."
+    assert got.ttl == 60
+
+
+def _flags(extra: int) -> bytes:
+    www = address().rrsets[0]
+    return signed(compose(1, extra, www.owner, 1, [(www, 300)]))
+
+
+@pytest.mark.parametrize(
+    ("refusal", "data"),
+    [
+        (Refusal.NOT_A_RESPONSE, _flags(AA)),
+        (Refusal.OPCODE, _flags(QR | 0x2800)),
+        (Refusal.TRUNCATED, _flags(QR | 0x0200)),
+        (Refusal.RCODE, _flags(QR | 3)),
+        (Refusal.RRSIG_MISSING, _flags(QR | AD)),
+        (Refusal.NO_ANSWER, signed(compose(1, QR, b"\0", 1, []))),
+        (Refusal.MALFORMED, signed(compose(1, QR, b"\0", 1, []) + b"\0")),
+        (Refusal.UNSIGNED, compose(1, QR, b"\0", 1, [])),
+    ],
+    ids=lambda value: value.value if isinstance(value, Refusal) else "",
+)
+def test_refused_forms(refusal: Refusal, data: bytes) -> None:
+    assert taken(data) is refusal
+
+
+def _rrset_message(made: RRset, flags: int = QR | AA, qtype: int = 0) -> bytes:
+    return signed(compose(1, flags, made.owner, qtype or made.type, [(made, made.ttl)]))
+
+
+@pytest.mark.parametrize(
+    ("refusal", "made"),
+    [
+        (Refusal.TTL_ZERO, rrset("www.example.com", "A", "192.0.2.1", ttl=0)),
+        (Refusal.TTL_ZERO, rrset("www.example.com", "A", "192.0.2.1", ttl=0x80000001)),
+        (Refusal.QTYPE, rrset("www.example.com", "NS", "a.example.com.")),
+        (Refusal.QTYPE, rrset("www.example.com", "NSEC", "a.example.com. A")),
+        (Refusal.MALFORMED, RRset(name_from_text("a.example.com"), 1, 60, pack(1, 60, [b"\1\2\3"]))),
+        (
+            Refusal.WILDCARD_WITHOUT_PROOF,
+            rrset("www.example.com", "A", "192.0.2.1", sigs=rrsig("www.example.com", "A", labels=2)),
+        ),
+        (
+            Refusal.RRSIG_EXPIRED,
+            rrset("www.example.com", "A", "192.0.2.1", sigs=rrsig("www.example.com", "A", expiration=-1)),
+        ),
+        (
+            Refusal.RRSIG_NOT_YET_VALID,
+            rrset("www.example.com", "A", "192.0.2.1", sigs=rrsig("www.example.com", "A", inception=10)),
+        ),
+    ],
+    ids=lambda value: value.value if isinstance(value, Refusal) else "",
+)
+def test_section_3_applies_on_receipt(refusal: Refusal, made: RRset) -> None:
+    assert taken(_rrset_message(made)) is refusal
+
+
+def test_ttl_is_limited_by_the_signature() -> None:
+    made = rrset("www.example.com", "A", "192.0.2.1", ttl=86400, sigs=rrsig("www.example.com", "A", ttl=3600))
+    assert one(_rrset_message(made)).ttl == 3600
+    soon = rrset(
+        "www.example.com", "A", "192.0.2.1", ttl=3600, sigs=rrsig("www.example.com", "A", ttl=3600, expiration=90)
+    )
+    assert one(_rrset_message(soon)).ttl == 90
+    assert one(_rrset_message(rrset("a.example.com", "A", "192.0.2.1", ttl=7 * 86400))).ttl == 86400
+
+
+def test_a_signature_of_a_stranger_is_left_out_and_does_not_make_it_signed() -> None:
+    made = rrset("www.example.com", "A", "192.0.2.1", sigs=rrsig("www.example.com", "A", signer="bank.com"))
+    assert one(_rrset_message(made)).rrsets[0].sigs == b""
+    assert taken(_rrset_message(made, QR | AD)) is Refusal.RRSIG_MISSING
+
+
+def test_the_key_says_what_its_holder_may_claim() -> None:
+    www = rrset("www.example.com", "A", "192.0.2.1", sigs=rrsig("www.example.com", "A"))
+    data = sent(answer(www, evidence=Evidence.VALIDATED))
+    assert one(data).evidence is Evidence.VALIDATED
+    weak = key(max_evidence=Evidence.CONFIRMED, evidence=Evidence.CONFIRMED)
+    assert one(data, with_key=weak).evidence is Evidence.CONFIRMED
+    low = key(max_evidence=Evidence.AUTHORITATIVE, evidence=Evidence.AUTHORITATIVE)
+    assert one(data, with_key=low).evidence is Evidence.AUTHORITATIVE
+    only_validated = frozenset({Evidence.VALIDATED})
+    assert taken(sent(address()), accept=only_validated) is Refusal.EVIDENCE_TOO_WEAK
+
+
+def test_origin_is_the_bound_node_else_the_address() -> None:
+    data = sent(address())
+    assert one(data, with_key=key(origins=["ams-1"])).origin == "ams-1"
+    assert one(data, with_key=key(origins=["ams-1", "ams-2"])).origin == "192.0.2.11"
+    assert one(data).origin == "192.0.2.11"
+
+
+def test_two_keys_of_one_sender() -> None:
+    old = Key.make("old", "hmac-sha256", SECRET, origins=["before"])
+    both = codec(key(origins=["after"]), more_keys=(old,))
+    for with_key, origin in ((old, "before"), (key(), "after"), (old, "before")):
+        message = compose(len(origin), QR | AA, address().qname, 1, [(address().rrsets[0], 300)])
+        found = both.decode(Signer(with_key).sign(message + b"", NOW)[0], PEER, NOW)
+        assert isinstance(found, Refusal) or found[0].origin == origin
+
+
+def test_our_own_message_coming_back() -> None:
+    both = codec()
+    assert both.decode(both.encode([address()], NOW)[0][0], PEER, NOW) is Refusal.OWN_MESSAGE
+
+
+def test_the_clock_offset_is_the_smallest_age_seen() -> None:
+    receiver = codec()
+    for last, (at, seen) in enumerate(((NOW, NOW + 7.75), (NOW, NOW + 3.75), (NOW + 1, NOW + 9.75))):
+        receiver.decode(sent(address(last=last), at), PEER, seen)
+    assert receiver.clock_offsets() == {"192.0.2.11": pytest.approx(4.0)}
+
+
+def test_a_reload_keeps_the_replay_memory() -> None:
+    before, after = codec(), codec()
+    data = sent(address())
+    before.decode(data, PEER, NOW)
+    after.inherit(before)
+    assert after.decode(data, PEER, NOW) is Refusal.DUPLICATE
+    assert after.clock_offsets()
