@@ -25,6 +25,8 @@ ZIPF_EXPONENT = 0.8
 """Of name popularity: the lower end of what resolvers see, as every cache answers for the hottest names itself."""
 UNIVERSE = 20
 """Names that exist per answer drawn: with the exponent, it makes some 75 % of the drawn names distinct."""
+ZONES = 20_000
+"""Zones that the names lie in, squared towards the first: with 20,000 answers, one and a half distinct names to a zone."""
 
 _TYPES = {"A": 42, "AAAA": 24, "CNAME": 12, "HTTPS": 8, "TXT": 5, "PTR": 4, "MX": 3, "SRV": 2}
 """Weights in percent; CNAME stands for an A answer behind one CNAME."""
@@ -58,20 +60,27 @@ def trace(count: int, now: float, *, origin: str = "bench") -> list[Answer]:
     return answers
 
 
+def _zone(number: int) -> tuple[str, bool]:
+    """Name of a zone, and whether it is signed."""
+    rng = random.Random(-SEED - number)
+    label = "".join(rng.choices(_LETTERS, k=rng.randint(4, 14)))
+    return f"{label}.{rng.choice(_SUFFIXES)}", rng.random() < SIGNED_SHARE
+
+
 class _Maker:
     """Makes the one answer of a name, from a seed that is the name's number."""
 
     def __init__(self, number: int, now: float, origin: str) -> None:
         self._random = random.Random(SEED + number)
+        self._number = number
         self._now = now
         self._origin = origin
-        self._zone = f"{self._label(4, 14)}.{self._random.choice(_SUFFIXES)}"
+        self._zone, self._signed = _zone(int(ZONES * self._random.random() ** 2))
         self._ttl = self._pick(_TTLS)
-        self._signed = self._random.random() < SIGNED_SHARE
 
     def answer(self) -> Answer:
         kind = self._pick(_TYPES)
-        owner = f"{self._label(2, 10)}.{self._zone}"
+        owner = f"{self._label(1, 5)}{self._number}.{self._zone}"  # the number: no two names are one
         chain: tuple[RRset, ...]
         if kind == "CNAME":
             target = name_from_text(f"{self._label(6, 16)}.{self._zone}")
@@ -109,10 +118,10 @@ class _Maker:
             case "MX":
                 hosts = [name_from_text(f"mx{number}.{self._zone}") for number in (1, 2)]
                 exchanges = [b"\0" + bytes([10 * number]) + host for number, host in enumerate(hosts, 1)]
-                return self._rrset(self._zone, rrtypes.MX, exchanges)
+                return self._rrset(owner, rrtypes.MX, exchanges)
             case _:
-                target = name_from_text(owner)
-                service = f"_{self._label(3, 6)}._tcp.{self._zone}"
+                target = name_from_text(f"{self._label(3, 8)}.{self._zone}")
+                service = f"_sip._tcp.{owner}"
                 return self._rrset(service, rrtypes.SRV, [struct.pack("!HHH", 10, 5, 5060) + target])
 
     def _addresses(self, owner: bytes) -> RRset:
