@@ -13,6 +13,7 @@ from cachebus.answer import Evidence
 from cachebus.cache import Cache, Holdings
 from cachebus.codecs.dns import DnsCodec, DnsCodecSettings, QuestionMode
 from cachebus.config import Config, models
+from cachebus.errors import ConfigError, FrameError
 from cachebus.filters.noise import Noise, NoiseSettings
 from cachebus.filters.policy import Policy, PolicySettings
 from cachebus.filters.settings import JudgeSettings, Pairing, ResolverFrames
@@ -99,7 +100,7 @@ def make_intake(
     settings = make_judge_settings(config, name, source)
     judge: DnstapJudge | DirectJudge
     if isinstance(source, models.FileSource):
-        kind = recognise(source.path) if source.format is models.FileFormat.AUTO else Format(source.format.value)
+        kind = _format(source)
         judge = DnstapJudge(settings, on_held=on_held) if kind is Format.DNSTAP else DirectJudge(settings)
         return Intake(
             name, FileSource(FileSettings(name=name, path=source.path, format=kind), on_answers(judge), clock), judge
@@ -116,6 +117,15 @@ def make_intake(
         return Intake(name, DnstapSource(listen, on_answers(judge), clock), judge)
     judge = DirectJudge(settings)
     return Intake(name, StreamSource(listen, on_answers(judge), clock), judge)
+
+
+def _format(source: models.FileSource) -> Format:
+    if source.format is not models.FileFormat.AUTO:
+        return Format(source.format.value)
+    try:
+        return recognise(source.path)
+    except FrameError as error:
+        raise ConfigError(str(error)) from error
 
 
 def make_key(name: str, key: models.Key) -> Key:
