@@ -26,7 +26,7 @@ ZIPF_EXPONENT = 0.8
 UNIVERSE = 20
 """Names that exist per answer drawn: with the exponent, it makes some 75 % of the drawn names distinct."""
 ZONES = 20_000
-"""Zones that the names lie in, squared towards the first: with 20,000 answers, one and a half distinct names to a zone."""
+"""Zones that the names lie in, squared towards the first: with 20,000 answers, 1.5 distinct names to each seen."""
 
 _TYPES = {"A": 42, "AAAA": 24, "CNAME": 12, "HTTPS": 8, "TXT": 5, "PTR": 4, "MX": 3, "SRV": 2}
 """Weights in percent; CNAME stands for an A answer behind one CNAME."""
