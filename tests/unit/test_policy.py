@@ -19,7 +19,8 @@ def policy(**settings: object) -> Policy:
     [
         "www.test", "localhost", "a.localhost", "printer.local", "x.invalid", "abc.onion", "host.internal",
         "nas.home.arpa", "_dns.resolver.arpa", "ipv4only.arpa", "1.0.0.10.in-addr.arpa", "9.16.172.in-addr.arpa",
-        "5.31.172.in-addr.arpa", "1.1.168.192.in-addr.arpa", "1.0.0.127.in-addr.arpa", "7.2.0.192.in-addr.arpa", "1.64.100.in-addr.arpa",
+        "5.31.172.in-addr.arpa", "1.1.168.192.in-addr.arpa", "1.0.0.127.in-addr.arpa", "7.2.0.192.in-addr.arpa",
+        "1.64.100.in-addr.arpa",
         "1." + "0." * 31 + "ip6.arpa", "a.b.d.f.ip6.arpa", "1.8.e.f.ip6.arpa", "x.alt",
     ],
 )  # fmt: skip
