@@ -82,6 +82,10 @@ def dnstap_source(path: Path, *, trust: Sequence[str] = ("confirmed", "validated
     return {"type": "dnstap", "listen": f"unix:{path}", "trust": list(trust), **more}
 
 
+def stream_source(path: Path, *, claims: str = "validated", **more: Any) -> Config:
+    return {"type": "stream", "listen": f"unix:{path}", "claims": claims, **more}
+
+
 def unbound_sink(control: Path) -> Config:
     return {"type": "unbound", "control": f"unix:{control}"}
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
+
+import dns.message
+import dns.rdatatype
 
 from tests.farm.client import Endpoint, Question
 from tests.farm.process import Process, eventually
@@ -34,6 +39,7 @@ class Unbound(Process):
         dnstap_queries: bool = True,
         server: Sequence[str] = (),
         extra: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(directory, name)
         self.endpoint = Endpoint(host, free_port(host))
@@ -44,6 +50,7 @@ class Unbound(Process):
         self.dnstap_queries = dnstap_queries
         self.server = list(server)
         self.extra = list(extra)
+        self._environment = {**os.environ, **(environment or {})}
 
     def prepare(self) -> None:
         (self.directory / "unbound.conf").write_text("\n".join([*self._server(), *self._clauses(), ""]))
@@ -83,6 +90,9 @@ class Unbound(Process):
 
     def command(self) -> Sequence[str]:
         return ["unbound", "-d", "-p", "-c", str(self.directory / "unbound.conf")]
+
+    def environment(self) -> Mapping[str, str]:
+        return self._environment
 
     def is_ready(self) -> bool:
         return self._control("status").returncode == 0
@@ -126,11 +136,27 @@ class Unbound(Process):
 
     def wait_for(self, questions: Sequence[Question], within: float) -> None:
         """Until its cache has an answer to every question. A query, RD=0 too, would be sent on to dead upstreams."""
+        self._wait_until_held(self.answers, {question[:2] for question in questions}, within)
 
+    def wait_for_data(self, answers: Iterable[dns.message.Message], within: float) -> None:
+        """Until its cache holds every RRset of these answers, but for the CNAMEs that a DNAME beside them yields."""
+        wanted = set()
+        for answer in answers:
+            dnames = [rrset.name for rrset in answer.answer if rrset.rdtype == dns.rdatatype.DNAME]
+            wanted |= {
+                (rrset.name.to_text().lower(), dns.rdatatype.to_text(rrset.rdtype))
+                for rrset in answer.answer
+                if rrset.rdtype != dns.rdatatype.RRSIG
+                and not (rrset.rdtype == dns.rdatatype.CNAME and any(rrset.name.is_subdomain(name) for name in dnames))
+            }
+        self._wait_until_held(lambda: self.held().keys(), wanted, within)
+
+    def _wait_until_held(
+        self, look: Callable[[], AbstractSet[tuple[str, str]]], wanted: set[tuple[str, str]], within: float
+    ) -> None:
         def all_there() -> bool:
-            answers = self.answers()
-            missing = [question for question in questions if (question.name, question.type) not in answers]
-            assert not missing, f"{len(missing)} names missing, among them {', '.join(map(str, missing[:5]))}"
+            missing = [" ".join(key) for key in wanted - look()]
+            assert not missing, f"{len(missing)} missing, among them {', '.join(missing[:5])}"
             return True
 
         eventually(all_there, within, f"the cache of {self.name} is filled")

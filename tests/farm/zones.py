@@ -91,6 +91,8 @@ class Zones:
     mixed: list[Question]
     """Chains that begin in one and end in the other: never secure as a whole."""
     wildcards: list[Question]
+    synthesised: list[Question]
+    """Names below a DNAME that another question has already brought into the resolver's cache."""
 
     @property
     def anchor(self) -> str:
@@ -166,10 +168,10 @@ def _plain(ttl: int) -> _Builder:
         zone.add(f"chain{i}", "CNAME", f"link{i}", ask="A")
         zone.add(f"link{i}", "CNAME", f"back{i}.{OTHER}", ask=None)
         zone.add(f"n{i}.tree", "A", f"198.51.100.{i + 1}", ask=None)
-        zone.ask(f"n{i}.inside", "A")
-        zone.ask(f"n{i}.outside", "A")
-    zone.add("inside", "DNAME", f"tree.{PLAIN}", ask=None)
-    zone.add("outside", "DNAME", f"tree.{OTHER}", ask=None)
+        zone.add(f"inside{i}", "DNAME", f"tree.{PLAIN}", ask=None)
+        zone.add(f"outside{i}", "DNAME", f"tree.{OTHER}", ask=None)
+        zone.ask(f"n{i}.inside{i}", "A")
+        zone.ask(f"n{i}.outside{i}", "A")
     zone.add("mixed", "CNAME", f"a0.{SIGNED}", ask=None)
     zone.add("*.wild", "A", "192.0.2.250", ask=None)
     return zone
@@ -191,8 +193,8 @@ def _signed(ttl: int) -> _Builder:
     for i in range(3):
         zone.add(f"chain{i}", "CNAME", f"c{i}", ask="A")
         zone.add(f"n{i}.tree", "A", f"198.51.100.{i + 101}", ask=None)
-        zone.ask(f"n{i}.inside", "A")
-    zone.add("inside", "DNAME", f"tree.{SIGNED}", ask=None)
+        zone.add(f"inside{i}", "DNAME", f"tree.{SIGNED}", ask=None)
+        zone.ask(f"n{i}.inside{i}", "A")
     zone.add("mixed", "CNAME", f"a0.{PLAIN}", ask=None)
     zone.add("*.wild", "A", "192.0.2.251", ask=None)
     return zone
@@ -226,5 +228,6 @@ def make_zones(directory: Path, *, ttl: int = TTL) -> Zones:
             plain.question("mixed", "A")._replace(dnssec=True),
             signed.question("mixed", "A")._replace(secure=False),
         ],
+        synthesised=[plain.question(f"n{i}.{side}0", "A") for i in range(1, 4) for side in ("inside", "outside")],
         wildcards=[plain.question("any.wild", "A"), signed.question("any.wild", "A")],
     )

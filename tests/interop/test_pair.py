@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,24 +10,24 @@ import pytest
 
 from tests.farm.authoritative import Nsd
 from tests.farm.bind import Bind
-from tests.farm.client import ask_all
+from tests.farm.client import Question, ask_all
 from tests.farm.node import dnstap_source
 from tests.farm.pair import SHARED_WITHIN, Pair, check_same, dead_upstreams
 from tests.farm.recursor import Recursor
 from tests.farm.unbound import Unbound
-from tests.farm.zones import Zones
+from tests.farm.zones import SIGNED, Zones
 from tests.servers import require
 
 pytestmark = pytest.mark.interop
 
 
-def share(pair: Pair, source: Unbound | Bind | Recursor, zones: Zones, *, secure: bool) -> None:
+def share(pair: Pair, source: Unbound | Bind | Recursor, questions: Sequence[Question], *, secure: bool) -> None:
     """Ask the source resolver everything; soon Unbound B knows it all."""
     pair.wait_for_source()
-    learned = ask_all(source.endpoint, zones.questions)
-    assert len(learned) == len(set(zones.questions))
-    pair.unbound_b.wait_for(zones.questions, SHARED_WITHIN)
-    check_same(zones, learned, ask_all(pair.unbound_b.endpoint, zones.questions), secure=secure)
+    learned = ask_all(source.endpoint, questions)
+    assert len(learned) == len(set(questions))
+    pair.unbound_b.wait_for_data(learned.values(), SHARED_WITHIN)
+    check_same(learned, ask_all(pair.unbound_b.endpoint, questions), secure=secure)
 
 
 def test_unbound_fills_a_validating_unbound_without_upstreams(
@@ -38,7 +39,8 @@ def test_unbound_fills_a_validating_unbound_without_upstreams(
     pair.start(running)
     stubs = dict.fromkeys(zones.names, nsd.endpoint)
     source = running.enter_context(Unbound(farm, stubs=stubs, anchors=[zones.anchor], dnstap=tap))
-    share(pair, source, zones, secure=True)
+    share(pair, source, zones.questions, secure=True)
+    share(pair, source, zones.synthesised, secure=True)
 
 
 def test_bind_fills_a_validating_unbound_without_upstreams(
@@ -50,7 +52,8 @@ def test_bind_fills_a_validating_unbound_without_upstreams(
     pair.start(running)
     stubs = dict.fromkeys(zones.names, nsd.endpoint)
     source = running.enter_context(Bind(farm, stubs=stubs, anchors=[zones.anchor], dnstap=tap))
-    share(pair, source, zones, secure=True)
+    share(pair, source, zones.questions, secure=True)
+    share(pair, source, zones.synthesised, secure=True)
 
 
 def test_pdns_recursor_fills_an_unbound_that_does_not_validate(
@@ -61,7 +64,7 @@ def test_pdns_recursor_fills_an_unbound_that_does_not_validate(
     pair = Pair(farm, dnstap_source(tap, trust=["authoritative"]), dead_upstreams(zones.names))
     pair.start(running)
     source = running.enter_context(Recursor(farm, stubs=dict.fromkeys(zones.names, nsd.endpoint), dnstap=tap))
-    share(pair, source, zones, secure=False)
+    share(pair, source, zones.questions, secure=False)
 
 
 def test_pdns_recursor_fills_a_validating_unbound_that_checks_for_itself(
@@ -70,7 +73,9 @@ def test_pdns_recursor_fills_a_validating_unbound_that_checks_for_itself(
     require("unbound", "pdns-recursor")
     tap = farm / "tap"
     stubs = dict.fromkeys(zones.names, nsd.endpoint)
-    pair = Pair(farm, dnstap_source(tap, trust=["authoritative"]), stubs, [zones.anchor])
+    # Only the signed zone's server is alive for B, which has to fetch its keys; the rest must come from the bus.
+    stubs_b = {**dead_upstreams(zones.names), SIGNED: nsd.endpoint}
+    pair = Pair(farm, dnstap_source(tap, trust=["authoritative"]), stubs_b, [zones.anchor])
     pair.start(running)
     source = running.enter_context(Recursor(farm, stubs=stubs, dnstap=tap))
-    share(pair, source, zones, secure=True)
+    share(pair, source, zones.questions, secure=True)

@@ -166,7 +166,7 @@ def test_an_answer_for_a_client_subnet_is_not_shared(
 
 def test_without_query_frames_nothing_is_shared(farm: Path, running: ExitStack, zones: Zones, nsd: Nsd) -> None:
     require("unbound")
-    source_settings = dnstap_source(farm / "tap", trust=["authoritative"])
+    source_settings = dnstap_source(farm / "tap", trust=["authoritative"], evidence_window="2s")
     pair = Pair(farm, source_settings, dead_upstreams(zones.names))
     pair.start(running)
     stubs = dict.fromkeys(zones.names, nsd.endpoint)

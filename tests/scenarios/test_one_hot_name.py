@@ -12,18 +12,21 @@ import pytest
 from tests.farm.client import Endpoint, Question, ask
 from tests.farm.lies import a
 from tests.farm.node import CachebusNode, Cluster
+from tests.farm.process import eventually
 from tests.farm.python_server import PythonServer, Query, nodata, reply
 from tests.servers import free_port
 
 pytestmark = pytest.mark.interop
 
 SHIMS = 5
-TTL = 3
+TTL = 5
 TTLS = 20
 PER_TTL = 1.5
 """Upstream queries, and bus messages, that the issue allows per TTL."""
 ASK_EVERY = 0.02
 """Seconds between two queries of one client: the name is hot."""
+READY = 10.0
+WARM_UP = Question("warm-up.example.test.", "A")
 HOT = Question("hot.example.test.", "A")
 
 
@@ -54,7 +57,8 @@ def test_one_hot_name_costs_about_one_upstream_query_per_ttl(farm: Path, running
         )
         for name, shim in zip(names, shims, strict=True)
     ]
-    server.asked.clear()
+    for shim in shims:
+        eventually(lambda shim=shim: ask(shim, WARM_UP, timeout=0.5), READY, f"{shim} answers")
     lost: list[str] = []
     until = time.monotonic() + TTLS * TTL
     clients = [threading.Thread(target=keep_asking, args=(shim, until, lost)) for shim in shims]
