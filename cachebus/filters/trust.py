@@ -161,7 +161,7 @@ class DnstapJudge:
             question = question_bytes(frame.message)
         except MessageError:
             return []
-        match, response = self._pairs.query(_key(frame), question, self._clock)
+        match, response = self._pairs.query(_key(frame), frame.query_port, question, self._clock)
         return [] if response is None else self._paired(response, match, now)
 
     def _response(self, frame: Frame, now: float) -> list[Verdict]:
@@ -178,12 +178,12 @@ class DnstapJudge:
         if len(frame.message) < HEADER_LENGTH:
             return [Verdict(response.number, None, refusal)]
         key = _key(frame)
-        match = self._pairs.response(key, question)
+        match = self._pairs.response(key, frame.query_port, question)
         if match is Match.WAITING:
             # Even a refused response uses up its query, should that come later.
             kept = None if refusal else response
             size = 0 if refusal else len(frame.message)
-            dropped = self._pairs.wait(key, question, kept, size, now=self._clock)
+            dropped = self._pairs.wait(key, frame.query_port, question, kept, size=size, now=self._clock)
             verdicts = [Verdict(other.number, None, Refusal.OVERLOAD) for other in dropped]
         else:
             verdicts = [] if refusal else self._paired(response, match, now)
@@ -334,7 +334,6 @@ def _key(frame: Frame) -> Key:
         frame.type is MessageType.FORWARDER_QUERY or frame.type is MessageType.FORWARDER_RESPONSE,
         frame.response_address,
         frame.response_port,
-        frame.query_port,
         frame.protocol not in _DATAGRAM,
         frame.message[:2],
     )

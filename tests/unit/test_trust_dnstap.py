@@ -244,6 +244,42 @@ def test_two_open_queries_with_one_id_and_port_are_told_apart_by_their_questions
     assert run(frames, settings(AUTHORITATIVE)).questions() == {("a.example.test.", "A"), ("b.example.test.", "A")}
 
 
+def three_open(port: int, question: str = WWW) -> list[bytes]:
+    """Queries from ports 5001 to 5003, then a response to the one from 5002 that is logged with `port`."""
+    lab = Lab()
+    told = message(question, "A", [f"{question} 300 A 192.0.2.1"], flags="QR AA", ident=2)
+    names = ("a.example.test.", WWW, "c.example.test.")
+    asked = [lab.query(name, "A", number, 5000 + number) for number, name in enumerate(names, 1)]
+    return [*asked, frame("RESOLVER_RESPONSE", told, port=port, zone=ZONE)]
+
+
+def test_unbound_logs_the_port_of_the_socket_it_opened_last() -> None:
+    for port in (5002, 5003):
+        assert run(three_open(port), settings(AUTHORITATIVE)).questions() == {(WWW, "A")}
+    outcome = run(three_open(5003, "WWW.example.test."), settings(AUTHORITATIVE))
+    assert outcome.reasons == {Refusal.QUESTION_MISMATCH}
+
+
+@pytest.mark.parametrize("port", [5000, 5001, 5004])
+def test_any_other_port_is_refused(port: int) -> None:
+    frames = three_open(port)
+    assert run(frames, settings(AUTHORITATIVE)).reasons == {Refusal.UNPAIRED}
+    to_come = Lab().query("d.example.test.", "A", 4, 5004)
+    assert run([*frames, to_come], settings(AUTHORITATIVE)).reasons == {Refusal.UNPAIRED}
+
+
+def test_a_port_opened_long_before_the_response_is_refused() -> None:
+    frames = three_open(5003)
+    more = [Lab().query("d.example.test.", "A", 9, 6000 + number) for number in range(pairing.RECENT_PORTS)]
+    assert run([*frames[:3], *more, frames[3]], settings(AUTHORITATIVE)).reasons == {Refusal.UNPAIRED}
+
+
+def test_a_query_is_used_up_whatever_port_its_response_was_logged_with() -> None:
+    frames = three_open(5003)
+    outcome = run([*frames, *three_open(5002)[3:], frames[3]], settings(AUTHORITATIVE))
+    assert outcome.refusals == {5: Refusal.UNPAIRED, 6: Refusal.UNPAIRED}
+
+
 def test_another_server_is_another_pair() -> None:
     lab = Lab()
     query, told = lab.exchange(WWW, "A", [A1])
