@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import statistics
 import time
@@ -51,7 +52,7 @@ def start(farm: Path, running: ExitStack, zones: Zones, nsd: Nsd) -> tuple[Pair,
     first = Question(f"first.wild.{PLAIN}", "A")  # the module connects when there is something to tell
     assert ask(source.endpoint, first)
     pair.wait_for_source()
-    eventually(lambda: pair.unbound_b.statistics() and pair.b.status()["sinks"]["resolver"]["up"], 10, "the sink is up")
+    eventually(lambda: pair.b.status()["sinks"]["resolver"]["up"], 10, "the sink is up")
     return pair, source
 
 
@@ -86,11 +87,14 @@ def test_a_stopped_cachebus_leaves_the_resolver_alone(farm: Path, running: ExitS
     assert max(after) < 1.0, "a query waited for cachebus"
 
     pair.a.signal(signal.SIGCONT)
-    numbers = iter(range(1000))
+    numbers = itertools.count()
+    asked: list[Question] = []
 
     def new_name_arrives() -> bool:
-        ask(source.endpoint, Question(f"again{next(numbers)}.wild.{PLAIN}", "A"), timeout=0.5)
-        return any(name.startswith("again") for name, _ in pair.unbound_b.answers())
+        # What waited is written, a socket's buffer at a time, when the next query comes.
+        asked.extend(Question(f"again{next(numbers)}.wild.{PLAIN}", "A") for _ in range(5))
+        ask_all(source.endpoint, asked[-5:], timeout=1.0)
+        return any(pair.b.lookup(question) for question in asked)
 
     eventually(new_name_arrives, RESUMED_WITHIN, "a new name arrives at B")
     assert pair.a.status()["sources"]["resolver"]["malformed"] == 0
