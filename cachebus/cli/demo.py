@@ -75,13 +75,13 @@ class Progress:
     def say(self, text: str) -> None:
         """Replace the line."""
         if self._shown and text != self._last:
-            click.echo(f"\r\x1b[K{text}", err=True, nl=False)
+            click.echo(f"\r\x1b[K{text}", err=True, nl=False, color=True)
             self._last = text
 
     def clear(self) -> None:
         """Leave no line behind."""
         if self._shown and self._last:
-            click.echo("\r\x1b[K", err=True, nl=False)
+            click.echo("\r\x1b[K", err=True, nl=False, color=True)
             self._last = ""
 
 
