@@ -183,7 +183,9 @@ def make_sink(name: str, sink: models.Sink, *, cache: Cache, holdings: Holdings,
     """One sink; None for the node's own cache, which needs no part."""
     match sink:
         case models.UnboundSink():
-            tls = sink.tls and ControlTls(server_cert=sink.tls.ca, key=sink.tls.key, cert=sink.tls.cert)
+            tls = (
+                None if sink.tls is None else ControlTls(server_cert=sink.tls.ca, key=sink.tls.key, cert=sink.tls.cert)
+            )
             return UnboundSink(
                 name=name,
                 control=str(sink.control),

@@ -32,6 +32,7 @@ from cachebus.history import History
 from cachebus.metrics import render
 from cachebus.ports import Clock, Sink, Transport, Verdict
 from cachebus.publisher import Outlet, Publisher
+from cachebus.registry import installed_transports
 from cachebus.sdnotify import Notifier
 from cachebus.shim.shim import Shim
 from cachebus.subscriber import Subscriber
@@ -228,7 +229,7 @@ class Node:
         """
         assert self._path is not None
         try:
-            config = configuration.load(self._path)
+            config = configuration.load(self._path, transport_types=tuple(installed_transports()))
             if (config.node, config.cluster, config.cache) != (
                 self._config.node, self._config.cluster, self._config.cache,
             ):  # fmt: skip
@@ -321,7 +322,7 @@ def run(path: Path) -> int:
     """
     import uvloop  # the daemon's loop: five times asyncio's rate of datagrams
 
-    config = configuration.load(path)
+    config = configuration.load(path, transport_types=tuple(installed_transports()))
     for warning in config.warnings:
         _log.warning("%s", warning)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

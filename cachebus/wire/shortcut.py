@@ -177,7 +177,7 @@ def _packed(data: bytes, start: int, end: int, number: int, pointer: int) -> byt
         return data[start:end]
     if number == 1:
         return _OWNER + data[start + 2 : end]
-    pieces = []
+    pieces: list[bytes] = []
     while start < end:
         after = start + 12 + (data[start + 10] << 8 | data[start + 11])
         pieces += (_OWNER, data[start + 2 : after])
