@@ -54,6 +54,10 @@ class StrayRepliesError(TransportError):
     """Raised when too many datagrams were not the reply: somebody is guessing."""
 
 
+class NoSocketError(TransportError):
+    """Raised when this host gives no socket: the server asked has nothing to do with it."""
+
+
 class CaseNotKeptError(TransportError):
     """Raised when the reply repeats the question in another case: 0x20 cannot protect it, so TCP must."""
 
@@ -133,7 +137,7 @@ class _UdpAttempt:
         try:
             self._socket = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_DGRAM)
         except OSError as error:
-            raise TransportError(f"no socket: {error.strerror}") from error
+            raise NoSocketError(f"no socket: {error.strerror}") from error
         try:
             self._socket.settimeout(0)
             self._socket.connect(address)

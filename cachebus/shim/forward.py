@@ -17,6 +17,7 @@ from cachebus.answer import Refusal, RRset
 from cachebus.errors import MessageError, TransportError
 from cachebus.filters.chain import MAX_CNAMES, chain_from
 from cachebus.ports import Clock
+from cachebus.shim.exchange import NoSocketError
 from cachebus.shim.lookup import NOT_AN_RRSET, Later
 from cachebus.shim.query import Ede, Query, Response
 from cachebus.shim.settings import ShimSettings
@@ -193,6 +194,8 @@ class _Race:
             upstream, _ = self._running.pop(task)
             try:
                 self._take(task.result())
+            except NoSocketError:
+                self.next_start = 0.0
             except (TransportError, MessageError, OSError):
                 self._give_up_on(upstream)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -513,3 +515,24 @@ async def test_a_refresh_asks_upstream_behind_the_clients_back() -> None:
         assert (await ask(shim.endpoints[0], "www.example.")).answer[0].ttl >= 299
         assert len(upstream.queries) == 2
         assert shim.statistics()["refreshed"] == 1
+
+
+async def test_without_file_descriptors_the_question_fails_and_the_upstream_is_not_blamed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import cachebus.shim.exchange as exchange
+
+    class Exhausted(socket.socket):
+        def __init__(self, *arguments: object) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    async with ScriptedUpstream(says("www.example. 300 IN A 192.0.2.1")) as upstream, shim_before(upstream) as shim:
+        with monkeypatch.context() as patched:
+            patched.setattr(exchange.socket, "socket", Exhausted)
+            query = dns.message.make_query("www.example.", "A").to_wire()
+            reply = shim._service.handle(query, "127.0.0.1", stream=False)
+            assert not isinstance(reply, bytes | None)
+            assert dns.message.from_wire(await reply).rcode() == dns.rcode.SERVFAIL
+        (used,) = shim._upstreams
+        assert used.health.failures == 0
+        assert (await ask(shim.endpoints[0], "www.example.")).rcode() == 0
