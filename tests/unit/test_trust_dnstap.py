@@ -18,7 +18,7 @@ from cachebus.presentation import name_from_text, type_to_text
 from cachebus.wire.dnstap import decode
 from cachebus.wire.framestream import FrameStreamReceiver
 from cachebus.wire.message import cname_target, records
-from tests.trust_frames import NOW, ZONE, Lab, Outcome, frame, message, rrsig, run, settings
+from tests.trust_frames import NOW, ZONE, Lab, Outcome, frame, message, rdatas, rrsig, run, settings
 
 DATA = Path(__file__).parent.parent / "data"
 AUTHORITATIVE, CONFIRMED, VALIDATED = Evidence
@@ -87,6 +87,29 @@ def test_bind_logs_the_client_before_the_resolver() -> None:
         ("host.sub.example.test.", "A"),
     }
     assert {answer.evidence for answer in outcome.answers} == {CONFIRMED}
+
+
+def test_unbound_with_many_queries_at_once_told_the_whole_hostile_list() -> None:
+    """A lying server's answers (A 203.0.113.66) and its honest ones, asked for within 0.1 s; see `pairing`."""
+    outcome, judge = capture("unbound-concurrent", settings())
+    assert outcome.questions() == {
+        *(
+            (f"{name}.evil.test.", "A")
+            for name in ("www.honest", "sentinel.honest", "www.out-of-zone", "www.sibling-zone")
+        ),
+        ("www.cname-out.evil.test.", "A"),
+        ("www.bank.test.", "A"),
+        ("www.nodata-with-cname.evil.test.", "CNAME"),
+        ("honest.signedevil.test.", "A"),
+        ("ttl-above-signed.signedevil.test.", "A"),
+    }
+    assert not any(bytes((203, 0, 113, 66)) in rdatas(answer) for answer in outcome.answers)
+    assert {answer.name for answer in outcome.answers if answer.evidence is VALIDATED} == {
+        "honest.signedevil.test.",
+        "ttl-above-signed.signedevil.test.",
+    }
+    assert Refusal.UNPAIRED not in judge.refusals
+    assert sum(judge.refusals.values()) == 108
 
 
 def test_powerdns_needs_authoritative() -> None:
