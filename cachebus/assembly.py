@@ -222,4 +222,7 @@ def make_shim_settings(config: Config) -> ShimSettings | None:
         max_tcp_connections=shim.max_tcp_connections,
         max_in_flight=shim.max_in_flight,
         timeout=shim.timeout,
+        refresh=bool(config.transports),
+        infrastructure=config.share.infrastructure,
+        max_ttl=config.share.max_ttl,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,8 @@ from cachebus.wire.message import NOERROR, NXDOMAIN
 
 TICK = 1.0
 """Seconds between two rounds of housekeeping: the finest that TTLs and evidence windows need."""
+DESCRIPTORS = 16_384
+"""File descriptors asked for: the shim's default bounds need 3,000, its largest more than this."""
 CLOCK_WARNING = 5.0
 """Seconds of clock difference to a peer worth a warning: a tenth of what TTLs of a minute can bear."""
 
@@ -325,9 +328,18 @@ def run(path: Path) -> int:
     config = configuration.load(path, transport_types=tuple(installed_transports()))
     for warning in config.warnings:
         _log.warning("%s", warning)
+    _raise_descriptor_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(Node(config, path=path)))
     return 0
+
+
+def _raise_descriptor_limit() -> None:
+    """Every upstream look-up and TCP client needs a descriptor; the usual soft limit of 1024 is a relic of select()."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _serve(node: Node) -> None:
