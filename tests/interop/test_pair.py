@@ -40,7 +40,6 @@ def test_unbound_fills_a_validating_unbound_without_upstreams(
     stubs = dict.fromkeys(zones.names, nsd.endpoint)
     source = running.enter_context(Unbound(farm, stubs=stubs, anchors=[zones.anchor], dnstap=tap))
     share(pair, source, zones.questions, secure=True)
-    share(pair, source, zones.synthesised, secure=True)
 
 
 def test_bind_fills_a_validating_unbound_without_upstreams(
@@ -53,7 +52,6 @@ def test_bind_fills_a_validating_unbound_without_upstreams(
     stubs = dict.fromkeys(zones.names, nsd.endpoint)
     source = running.enter_context(Bind(farm, stubs=stubs, anchors=[zones.anchor], dnstap=tap))
     share(pair, source, zones.questions, secure=True)
-    share(pair, source, zones.synthesised, secure=True)
 
 
 def test_pdns_recursor_fills_an_unbound_that_does_not_validate(
@@ -79,3 +77,22 @@ def test_pdns_recursor_fills_a_validating_unbound_that_checks_for_itself(
     pair.start(running)
     source = running.enter_context(Recursor(farm, stubs=stubs, dnstap=tap))
     share(pair, source, zones.questions, secure=True)
+
+
+def test_names_below_a_dname_that_another_name_brought(farm: Path, running: ExitStack, zones: Zones, nsd: Nsd) -> None:
+    """All their RRsets are known at B, only the questions are new; Unbound uses no unsigned DNAME from its cache.
+
+    BIND and PowerDNS Recursor synthesise such names themselves and tell nobody, so nobody can share them.
+    """
+    require("unbound")
+    tap = farm / "tap"
+    pair = Pair(farm, dnstap_source(tap, validating=True), dead_upstreams(zones.names), [zones.anchor])
+    pair.start(running)
+    stubs = dict.fromkeys(zones.names, nsd.endpoint)
+    source = running.enter_context(Unbound(farm, stubs=stubs, anchors=[zones.anchor], dnstap=tap))
+    pair.wait_for_source()
+    first = [question for question in zones.questions if "side" in question.name and not question.secure]
+    learned = ask_all(source.endpoint, [*first, *zones.synthesised])
+    assert len(learned) == len(first) + len(zones.synthesised)
+    pair.unbound_b.wait_for(list(learned), SHARED_WITHIN)
+    check_same(learned, ask_all(pair.unbound_b.endpoint, learned), secure=True)
