@@ -14,6 +14,8 @@ from cachebus.filters.policy import Policy
 from cachebus.history import History
 from cachebus.ports import Clock, Codec, Sender, Sink
 
+_BETTER_KNOWN = Refusal.BETTER_KNOWN
+
 
 class Subscriber:
     """Takes what one transport receives. `receive` is a `ports.Receive`."""
@@ -59,6 +61,8 @@ class Subscriber:
 
     def _refuse(self, answer: Answer, refusal: Refusal, now: float) -> None:
         self.refused[refusal] = self.refused.get(refusal, 0) + 1
+        if refusal is _BETTER_KNOWN:
+            return  # the most common outcome, and what is known instead is what `why` shows
         self._history.record(now, answer.qname, "refused", f"{answer.type} from {answer.origin}: {refusal.value}")
 
     def statistics(self) -> Mapping[str, int]:

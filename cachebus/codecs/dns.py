@@ -13,6 +13,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import cast
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.errors import MessageError
@@ -21,17 +22,19 @@ from cachebus.ports import Sender
 from cachebus.wire import rrtypes
 from cachebus.wire.message import AA, AD, QR, cname_target, compose, parse
 from cachebus.wire.shortcut import take_over
-from cachebus.wire.tsig import Key, Signer, Verifier
+from cachebus.wire.tsig import Key, Signer, Verified, Verifier
 
 MAX_MESSAGE = 1232
 """Bytes of a message on udp and multicast: fits every path without fragments (RFC 9715 section 3.1)."""
 MAX_SENDERS = 10_000
 """Senders whose clock offset is remembered."""
 
+_VALIDATED = Evidence.VALIDATED
+_new = tuple.__new__
 _FORM = QR | 0x7800 | 0x0200 | 0x000F
 """Flags that must read as a response, opcode QUERY, not truncated, NOERROR."""
-_ONE_QUESTION = b"\0\1"
-_ONLY_TSIG_BESIDE_ANSWER = b"\0\0\0\1"
+_GOOD_FLAGS = {flags.to_bytes(2, "big"): bool(flags & AD) for flags in range(QR, QR + 0x8000) if flags & _FORM == QR}
+"""All flags that do -> whether AD is among them."""
 
 
 class QuestionMode(Enum):
@@ -72,7 +75,8 @@ class DnsCodec:
         self._infrastructure = settings.infrastructure
         self._flags = (QR | AA, QR | AD)
         self._peers: dict[Sender, _Peer] = {}
-        self._any_level = settings.accept == frozenset(Evidence)
+        self._accept = settings.accept
+        self._verify = self._verifier.verify
 
     def inherit(self, previous: DnsCodec) -> None:
         """Take over what the codec that this one replaces has seen, so that a reload opens no way for replays."""
@@ -117,39 +121,39 @@ class DnsCodec:
 
     def decode(self, data: bytes, sender: Sender, now: float) -> Sequence[Answer] | Refusal:
         """Authenticate (trust rules 6.1-6.3), check the form and section 3 again, age (6.6)."""
-        verified = self._verifier.verify(data, now)
-        if isinstance(verified, Refusal):
+        verified = self._verify(data, now)
+        if verified.__class__ is Refusal:
             return verified
-        end, key, signed = verified
-        flags = data[2] << 8 | data[3]
-        if flags & _FORM != QR:
-            return _form_refusal(flags)
-        if flags & AD and key.max_evidence is Evidence.VALIDATED:
-            evidence = Evidence.VALIDATED
-        else:
-            evidence = min(key.max_evidence, key.evidence)
-        if not self._any_level and evidence not in self._settings.accept:
-            return Refusal.EVIDENCE_TOO_WEAK
-        age = now - signed
-        learned = float(signed) if age > 0.0 else now
+        end, key, signed = cast("Verified", verified)
         peer = self._peers.get(sender)
         if peer is None or peer.key is not key:
             peer = self._new_peer(sender, key)
+        age = now - signed
         if age < peer.youngest:
             peer.youngest = age
-        if data[4:6] == _ONE_QUESTION and data[8:12] == _ONLY_TSIG_BESIDE_ANSWER:
-            taken = take_over(data, end, now, self._max_ttl)
-            if taken is not None:
-                qname, qtype, rrsets, signed_all = taken
-                if not signed_all and evidence is Evidence.VALIDATED:
-                    return Refusal.RRSIG_MISSING
-                whole = (qname, qtype, rrsets, evidence, peer.origin, learned, False, self._transport, key.text)
-                return (tuple.__new__(Answer, whole),)
-        return self._any_form(data, end, evidence, peer.origin, key, learned, now)
+        learned = signed if age > 0.0 else now
+        taken = take_over(data, end, now, self._max_ttl)
+        if taken is None:
+            return self._any_form(data, end, peer, learned, now)
+        flags, qname, qtype, rrsets, all_signed = taken
+        claims = _GOOD_FLAGS.get(flags)
+        if claims is None:
+            return _form_refusal(int.from_bytes(flags, "big"))
+        evidence = peer.claimed if claims else peer.plain
+        if evidence not in self._accept:
+            return Refusal.EVIDENCE_TOO_WEAK
+        if not all_signed and evidence is _VALIDATED:
+            return Refusal.RRSIG_MISSING
+        whole = (qname, qtype, rrsets, evidence, peer.origin, learned, False, self._transport, key.text)
+        return (_new(Answer, whole),)
 
-    def _any_form(
-        self, data: bytes, end: int, evidence: Evidence, origin: str, key: Key, learned: float, now: float
-    ) -> Sequence[Answer] | Refusal:
+    def _any_form(self, data: bytes, end: int, peer: _Peer, learned: float, now: float) -> Sequence[Answer] | Refusal:
+        flags = int.from_bytes(data[2:4], "big")
+        if flags & _FORM != QR:
+            return _form_refusal(flags)
+        evidence = peer.claimed if flags & AD else peer.plain
+        if evidence not in self._accept:
+            return Refusal.EVIDENCE_TOO_WEAK
         additional = (data[10] << 8 | data[11]) - 1
         try:
             message = parse(data[:10] + additional.to_bytes(2, "big") + data[12:end])
@@ -179,7 +183,16 @@ class DnsCodec:
             if rrsets[-1].type != qtype:
                 qtype = rrsets[-1].type
             answers.append(
-                Answer(qname, qtype, rrsets, evidence, origin, learned, transport=self._transport, signer=key.text)
+                Answer(
+                    qname,
+                    qtype,
+                    rrsets,
+                    evidence,
+                    peer.origin,
+                    learned,
+                    transport=self._transport,
+                    signer=peer.key.text,
+                )
             )
         return answers or refusal
 
@@ -207,10 +220,14 @@ class DnsCodec:
 class _Peer:
     """What is known of one sender under one key."""
 
-    __slots__ = ("key", "origin", "youngest")
+    __slots__ = ("claimed", "key", "origin", "plain", "youngest")
 
     def __init__(self, key: Key, origin: str, youngest: float) -> None:
         self.key = key
+        self.plain = min(key.max_evidence, key.evidence)
+        """The level of what comes with AD=0."""
+        self.claimed = key.max_evidence if key.max_evidence is Evidence.VALIDATED else self.plain
+        """The level of what comes with AD=1."""
         self.origin = origin
         self.youngest = youngest
 

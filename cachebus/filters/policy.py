@@ -16,12 +16,12 @@ from cachebus.filters.chain import DEFAULT_MAX_TTL, refused_type
 from cachebus.presentation import name_from_text
 from cachebus.wire import rrtypes
 from cachebus.wire.message import records
-from cachebus.wire.name import ancestors, parent
+from cachebus.wire.name import ancestors
 
 MIN_TTL = 30
 """Seconds: an answer that lives shorter is seldom asked for on another node before it is gone."""
-MAX_NAMES = 100_000
-"""Parents of owner names whose verdict is remembered; about 12 MB. Beyond it all are judged again."""
+LONGEST_TAIL = 5
+"""Bytes at the end of a name that decide whether any rule can concern it: more would clear hardly more names."""
 
 SPECIAL_USE = (
     # RFC 6761 and the registry it opened; example.* are left out, as it asks caching servers to (section 6.5).
@@ -78,7 +78,9 @@ class _Name(Enum):
     EXEMPT = 2
 
 
-_PUBLIC, _EXEMPT = _Name.PUBLIC, _Name.EXEMPT
+_PUBLIC = _Name.PUBLIC
+_A = rrtypes.A
+_ADDRESSES = frozenset({rrtypes.A, rrtypes.AAAA})
 
 
 class Policy:
@@ -87,8 +89,12 @@ class Policy:
     def __init__(self, settings: PolicySettings) -> None:
         self._settings = settings
         self._special = frozenset() if settings.private_names else frozenset(map(name_from_text, SPECIAL_USE))
-        self._ruled = self._special | settings.allow | settings.deny
-        self._verdicts: dict[bytes, Refusal | _Name] = {}
+        ruled = self._special | settings.allow | settings.deny
+        # A name at or below another ends with the same bytes, so nearly every name is cleared by its last few.
+        self._tail = -min((len(name) for name in ruled), default=1)
+        self._tail = max(self._tail, -LONGEST_TAIL)
+        self._tails = frozenset(name[self._tail :] for name in ruled)
+        self._public = _Name.EXEMPT if settings.private_names else _Name.PUBLIC
 
     def refuse_to_share(self, answer: Answer) -> Refusal | None:
         """Why this answer must not leave the node; None when it may."""
@@ -103,32 +109,21 @@ class Policy:
 
         `min_ttl` is not asked again: it saves work for the sender, and what is left of a TTL shrinks on the way.
         """
-        for rrset in answer.rrsets:
-            owner = rrset.owner
-            # Far fewer parents than names come by, so the verdict on the parent is what is remembered.
-            verdict = None if owner in self._ruled else self._verdicts.get(owner[owner[0] + 1 :])
-            if verdict is None:
+        for owner, rrtype, _, rrs, _ in answer[2]:
+            verdict: Refusal | _Name = self._public
+            if owner[self._tail :] in self._tails:
                 verdict = self._judge(owner)
-            if verdict is _PUBLIC:
-                rrtype = rrset.type
-                if (rrtype == rrtypes.A or rrtype == rrtypes.AAAA) and _private(rrtype, rrset.rrs):
+                if isinstance(verdict, Refusal):
+                    return verdict
+            # One packed A record is 16 bytes, the address at 12: the common case needs no call.
+            if rrtype == _A and len(rrs) == 16:
+                if rrs[12:14] in _PRIVATE_V4 and verdict is _PUBLIC:
                     return Refusal.PRIVATE_ADDRESS
-            elif verdict is not _EXEMPT:
-                return verdict  # type: ignore[return-value]  # the two that are no refusals were asked for
+            elif verdict is _PUBLIC and rrtype in _ADDRESSES and _private(rrtype, rrs):
+                return Refusal.PRIVATE_ADDRESS
         return None
 
     def _judge(self, owner: bytes) -> Refusal | _Name:
-        """What the rules say about a name, remembered for its parent where they say it for all of that one's names."""
-        if owner in self._ruled or owner == b"\0":
-            return self._walk(owner)
-        above = parent(owner)
-        verdict = self._walk(above)
-        if len(self._verdicts) >= MAX_NAMES:
-            self._verdicts.clear()
-        self._verdicts[above] = verdict
-        return verdict
-
-    def _walk(self, owner: bytes) -> Refusal | _Name:
         settings = self._settings
         exempt = settings.private_names
         special = False
@@ -137,7 +132,7 @@ class Policy:
                 return Refusal.DENIED
             exempt = exempt or name in settings.allow
             special = special or name in self._special
-        return _EXEMPT if exempt else Refusal.SPECIAL_USE_NAME if special else _PUBLIC
+        return _Name.EXEMPT if exempt else Refusal.SPECIAL_USE_NAME if special else _PUBLIC
 
 
 def names(texts: Iterable[str]) -> frozenset[bytes]:
@@ -147,9 +142,6 @@ def names(texts: Iterable[str]) -> frozenset[bytes]:
 
 def _private(rrtype: int, rrs: bytes) -> bool:
     if rrtype == rrtypes.A:
-        # Packed A records are 16 bytes each, the address at 12; mostly there is one.
-        if len(rrs) == 16:
-            return rrs[12:14] in _PRIVATE_V4
         return any(rrs[position : position + 2] in _PRIVATE_V4 for position in range(12, len(rrs), 16))
     return any(_is_private_v6(rdata) for _, _, rdata in records(rrs))
 

@@ -2,26 +2,27 @@
 
 That is: one question; the RRsets of one chain in order, each followed by its RRSIGs; owners written as pointers to the
 question, or to the CNAME that leads to them; names in RDATA uncompressed. Nearly every message is like that, and costs
-a fraction of a full parse. Decides nothing: whatever is unusual, doubtful or wrong gives None, and takes the long way,
-which has the reasons. So no rule stands here alone.
+a fraction of a full parse. Header, question and first record are matched by one regular expression: one call into C for
+what takes a hundred steps otherwise. Decides nothing: whatever is unusual, doubtful or wrong gives None, and takes the
+long way, which has the reasons. So no rule stands here alone.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 
 from cachebus.answer import RRset
 from cachebus.presentation import MAX_NAME
 from cachebus.wire import rrtypes
-from cachebus.wire.message import HEADER_LENGTH, MAX_TTL
+from cachebus.wire.message import MAX_TTL
 from cachebus.wire.name import is_at_or_below, label_count
 
 MAX_LINKS = 8
 """CNAMEs of a chain that is taken this way."""
-_LAST_NAME_END = HEADER_LENGTH + MAX_NAME - 1
 _QUESTION = 0xC00C
 _OWNER = b"\xc0\x0c"
-_QTYPE_CLASS = struct.Struct("!HH")
+_new = tuple.__new__
 _RECORD = struct.Struct("!HHHIH")
 """Owner as a pointer, type, class, TTL, RDLENGTH."""
 _SIGNATURE = struct.Struct("!HBBIII")
@@ -35,99 +36,126 @@ _FORMS: dict[int, tuple[int, int]] = {
 }
 """Type -> (bytes that its RDATA must have, or 0; where a name begins in its RDATA, or -1)."""
 
-Taken = tuple[bytes, int, tuple[RRset, ...], bool]
-"""Question name (lower case) and type, the chain, and whether every RRset of it has RRSIGs."""
+_LABEL = b"|".join(re.escape(bytes([length])) + b".{%d}" % length for length in range(1, 64))
+_USUAL = re.compile(
+    b"(?s)"
+    rb"(..)\x00\x01(..)\x00\x00\x00\x01"  # flags, one question, ANCOUNT, no authority, one additional record: TSIG
+    rb"((?:" + _LABEL + rb")*+\x00)(..)\x00\x01"  # the question's name and type, class IN
+    rb"\xc0\x0c(..)\x00\x01(....)(..)"  # the first record: owner is the question, type, class IN, TTL, RDLENGTH
+).match
+"""Matches from the flags on. Labels are alternatives by length, taken without going back, as a walk would."""
+_KNOWN_FORMS = {rrtype.to_bytes(2, "big"): (rrtype, *form) for rrtype, form in _FORMS.items()}
+
+Taken = tuple[bytes, bytes, int, tuple[RRset, ...], bool]
+"""Flags, question name (lower case) and type, the chain, and whether every RRset of it has RRSIGs."""
 
 
 def take_over(data: bytes, end: int, now: float, max_ttl: int) -> Taken | None:
-    """The chain in `data` up to `end` (where TSIG begins), TTLs limited as an answer's are, or None: take the long way.
-
-    The caller has seen to it that there is one question and nothing but the answer section behind it.
-    """
+    """The chain in `data` up to `end` (where TSIG begins), TTLs limited as an answer's are; None: the long way."""
+    usual = _USUAL(data, 2)
+    if usual is None:
+        return None
+    flags, number, qname, qtype, rrtype, ttl, size = usual.groups()
+    form = _KNOWN_FORMS.get(rrtype)
+    if form is None or len(qname) > MAX_NAME:
+        return None
+    code, fixed, name_at = form
+    qname = qname.lower()
+    after = usual.end()
+    if rrtype == qtype:
+        start = after - 12
+        length = end - start
+        seconds = int.from_bytes(ttl, "big")
+        if number == b"\0\1":
+            if after + (size[0] << 8 | size[1]) == end and (fixed == length - 12 or (not fixed and name_at < 0)):
+                if not 0 < seconds <= MAX_TTL:
+                    return None
+                rrset = (qname, code, min(max_ttl, seconds), data[start:end], b"")
+                return flags, qname, code, (_new(RRset, rrset),), False
+        elif fixed:
+            count = number[0] << 8 | number[1]
+            # Records of one type, length and TTL all begin with the same twelve bytes.
+            if count * (12 + fixed) == length and data.count(data[start:after], start, end) == count:
+                rrs = data[start:end]
+                if not 0 < seconds <= MAX_TTL or size != fixed.to_bytes(2, "big") or _repeats(rrs):
+                    return None
+                rrset = (qname, code, min(max_ttl, seconds), rrs, b"")
+                return flags, qname, code, (_new(RRset, rrset),), False
     try:
-        return _take_over(data, end, int(now), max_ttl)
+        chain = _chain(data, after - 12, end, qname, qtype[0] << 8 | qtype[1], int(now), max_ttl)
     except (IndexError, KeyError, struct.error):
         return None
+    return None if chain is None else (flags, qname, qtype[0] << 8 | qtype[1], *chain)
 
 
-def _take_over(data: bytes, end: int, now: int, max_ttl: int) -> Taken | None:
-    position = HEADER_LENGTH
-    while length := data[position]:
-        if length > 63:
-            return None
-        position += length + 1
-    qname = owner = data[HEADER_LENGTH : position + 1].lower()
-    qtype, qclass = _QTYPE_CLASS.unpack_from(data, position + 1)
-    if position > _LAST_NAME_END or qclass != 1:
-        return None
-    position += 5
+def _chain(
+    data: bytes, position: int, end: int, qname: bytes, qtype: int, now: int, max_ttl: int
+) -> tuple[tuple[RRset, ...], bool] | None:
+    """A chain of several RRsets, or one with RRSIGs, or with names in RDATA; and whether all of it is signed."""
     count = data[6] << 8 | data[7]
+    owner = qname
     pointer = _QUESTION
     chain: tuple[RRset, ...] = ()
     all_signed = True
     while True:
-        step = _rrset(data, position, count, pointer, max_ttl)
-        if step is None:
-            return None
-        rrtype, ttl, after, number = step
-        rrs = _packed(data, position, after, number, pointer)
+        rrtype, ttl, after, number = _rrset(data, position, count, pointer, max_ttl)
+        rrs = data[position:after] if pointer == _QUESTION else _packed(data, position, after, number)
         if number > 1 and _repeats(rrs):
             return None
         start, position, count = position, after, count - number
         sigs = b""
         if count and data[position + 3] == rrtypes.RRSIG and not data[position + 2]:
             ttl, after, number = _signatures(data, position, count, pointer, rrtype, owner, now, ttl)
-            sigs = _packed(data, position, after, number, pointer)
+            sigs = data[position:after] if pointer == _QUESTION else _packed(data, position, after, number)
             position, count = after, count - number
         else:
             all_signed = False
         if ttl <= 0:
             return None
-        chain += (tuple.__new__(RRset, (owner, rrtype, ttl, rrs, sigs)),)
+        chain += (_new(RRset, (owner, rrtype, ttl, rrs, sigs)),)
         if rrtype == qtype:
-            return (qname, qtype, chain, all_signed) if not count and position == end else None
+            return (chain, all_signed) if not count and position == end else None
         if rrtype != rrtypes.CNAME or len(chain) > MAX_LINKS or not count or start + 12 > 0x3FFF:
             return None
         pointer = 0xC000 | start + 12
         owner = rrs[12:].lower()
-        if len(rrs) != 12 + (rrs[10] << 8 | rrs[11]) or owner == qname or any(owner == link[0] for link in chain):
+        if len(rrs) != 12 + (rrs[10] << 8 | rrs[11]) or any(owner == link[0] for link in chain):
             return None
 
 
-def _rrset(data: bytes, position: int, count: int, pointer: int, ttl: int) -> tuple[int, int, int, int] | None:
-    """(type, smallest TTL, where the RRset ends, number of records) of the records of one type at `position`."""
-    rrtype = -1
+def _rrset(data: bytes, position: int, count: int, pointer: int, ttl: int) -> tuple[int, int, int, int]:
+    """(type, smallest TTL, where the RRset ends, number of records) of the records of one type at `position`.
+
+    Number 0: take the long way. Raises `KeyError` for a type that always does.
+    """
     number = 0
-    fixed, name_at = 0, -1
-    while count:
-        owner, this_type, rrclass, this_ttl, size = _RECORD.unpack_from(data, position)
-        if this_type != rrtype:
+    wanted = fixed = name_at = -1
+    while number < count:
+        owner, rrtype, rrclass, this_ttl, size = _RECORD.unpack_from(data, position)
+        if rrtype != wanted:
             if number:
                 break
-            rrtype = this_type
             fixed, name_at = _FORMS[rrtype]
-        if owner != pointer or rrclass != 1:
-            return None
+            wanted = rrtype
+        if owner != pointer or rrclass != 1 or this_ttl > MAX_TTL:
+            return 0, 0, 0, 0
         if this_ttl < ttl:
             ttl = this_ttl
-        elif this_ttl > MAX_TTL:
-            return None
         position += 12
         if fixed:
             if size != fixed:
-                return None
+                return 0, 0, 0, 0
         elif name_at >= 0:
             at = position + name_at
             while length := data[at]:
                 if length > 63:
-                    return None
+                    return 0, 0, 0, 0
                 at += length + 1
             if at + 1 != position + size or size > MAX_NAME:
-                return None
+                return 0, 0, 0, 0
         position += size
         number += 1
-        count -= 1
-    return (rrtype, ttl, position, number) if number else None
+    return wanted, ttl if number else 0, position, number
 
 
 def _signatures(
@@ -171,10 +199,8 @@ def _signer_fits(data: bytes, position: int, end: int, owner: bytes) -> bool:
     return at < end and is_at_or_below(owner, data[position : at + 1].lower())
 
 
-def _packed(data: bytes, start: int, end: int, number: int, pointer: int) -> bytes:
-    """The records with their owner as the pointer to offset 12, the form of `RRset.rrs`."""
-    if pointer == _QUESTION:
-        return data[start:end]
+def _packed(data: bytes, start: int, end: int, number: int) -> bytes:
+    """The records with their owner made the pointer to offset 12, the form of `RRset.rrs`."""
     if number == 1:
         return _OWNER + data[start + 2 : end]
     pieces: list[bytes] = []

@@ -7,10 +7,10 @@ not applied: the monotonic time check of RFC 8945 section 5.2.3, because UDP reo
 from __future__ import annotations
 
 import hashlib
-import hmac
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from hmac import compare_digest
 from typing import NamedTuple
 
 from cachebus.answer import Evidence, Refusal
@@ -25,6 +25,8 @@ MAX_FUDGE = 300
 """Seconds of clock difference ever granted, whatever a message asks for: it bounds the replay memory."""
 MAX_REMEMBERED = 1_000_000
 """MACs remembered per key, about 130 MB when full: 1,600 messages a second for the ten minutes of twice the fudge."""
+MAC_PREFIX = 8
+"""Bytes remembered of each MAC: enough to tell a million apart, and nobody without the key can choose them."""
 MIN_SECRET = 16
 """Bytes of the shortest secret accepted: half of what RFC 8945 section 8 recommends for hmac-sha256."""
 
@@ -39,6 +41,7 @@ ALGORITHMS = tuple(_ALGORITHMS)
 _FIXED = struct.Struct("!HHIH")
 _CLASS_TTL = struct.pack("!HI", rrtypes.ANY, 0)
 _TYPE_CLASS_TTL = struct.pack("!H", rrtypes.TSIG) + _CLASS_TTL
+_new = tuple.__new__
 _ONE_ADDITIONAL = b"\0\1"
 _NO_ADDITIONAL = b"\0\0"
 _NO_ERROR_NO_OTHER = b"\0\0\0\0"
@@ -247,14 +250,17 @@ class Verifier:
             return Refusal.TSIG_FORM
         if mac_size != form.mac_size or error or other or after + form.tail.size != size:
             return Refusal.TSIG_FORM
-        if data[10:12] == _ONE_ADDITIONAL and original == data[:2]:
-            head = data[:10] + _NO_ADDITIONAL
+        if data[10:12] == _ONE_ADDITIONAL and data.startswith(original):
+            head, rest = data[:10], _NO_ADDITIONAL
         elif data[10] or data[11]:
-            head = original + data[2:10] + ((data[10] << 8 | data[11]) - 1).to_bytes(2, "big")
+            head, rest = original + data[2:10], (int.from_bytes(data[10:12], "big") - 1).to_bytes(2, "big")
         else:
             return Refusal.TSIG_FORM
-        signed_part = b"".join((head, data[12:end], form.variables, data[after : after + 8], _NO_ERROR_NO_OTHER))
-        if not hmac.compare_digest(mac, form.mac(signed_part)):
+        inner = form.inner.copy()
+        inner.update(b"".join((head, rest, data[12:end], form.variables, data[after : after + 8], _NO_ERROR_NO_OTHER)))
+        outer = form.outer.copy()
+        outer.update(inner.digest())
+        if not compare_digest(mac, outer.digest()):
             return Refusal.BAD_MAC
         signed = high << 32 | low
         if fudge > self._max_fudge:
@@ -265,7 +271,17 @@ class Verifier:
             return Refusal.OWN_MESSAGE
         if signed < self._start and now < self._settled:
             return Refusal.BEFORE_START
-        return form.memory.take(signed, mac, now) or tuple.__new__(Verified, (end, form.key, signed))
+        memory = form.memory
+        if signed == memory.latest and now < memory.sweep_at:
+            # Most messages are signed in the same second as the one before.
+            prefix = mac[:MAC_PREFIX]
+            if prefix in memory.latest_seen:
+                return Refusal.DUPLICATE
+            if memory.count < memory.limit:
+                memory.latest_seen.add(prefix)
+                memory.count += 1
+                return _new(Verified, (end, form.key, signed))
+        return memory.take(signed, mac, now) or _new(Verified, (end, form.key, signed))
 
     def _find(self, data: bytes) -> tuple[_Form, int, int] | Refusal:
         """(key's form, where the TSIG record begins, where its time signed stands) of a record in any valid form."""
@@ -302,33 +318,34 @@ class ReplayMemory:
     Whoever asks for a second already given up is refused (`replay-window`), so a full memory never lets a replay in.
     """
 
-    PREFIX = 8
-    """Bytes kept of each MAC: enough to tell a million apart, and nobody without the key can choose them."""
-
     def __init__(self, window: int, limit: int) -> None:
+        """`window`: seconds after which a second's MACs are out of time anyway; `limit`: MACs."""
+        self.limit = limit
+        self.count = 0
+        self.latest = -1
+        """The second that `take` was last asked for and accepted."""
+        self.latest_seen: set[bytes] = set()
+        """Its MACs."""
+        self.sweep_at = 0.0
+        """When the next look at what is out of time is due."""
         self._window = window
-        self._limit = limit
         self._seconds: dict[int, set[bytes]] = {}
         self._oldest = 0
-        self._swept = 0
-        self.count = 0
 
     def take(self, signed: int, mac: bytes, now: float) -> Refusal | None:
         """Remember a verified MAC; a reason when it is known already, or too old to be told from a replay."""
         if signed < self._oldest:
             return Refusal.REPLAY_WINDOW
-        if now >= self._swept + 1:
-            self._sweep(int(now))
-        seen = self._seconds.get(signed)
-        prefix = mac[: self.PREFIX]
-        if seen is None:
-            self._seconds[signed] = {prefix}
-        elif prefix in seen:
+        if now >= self.sweep_at:
+            self._sweep(now)
+        seen = self._seconds.setdefault(signed, set())
+        prefix = mac[:MAC_PREFIX]
+        if prefix in seen:
             return Refusal.DUPLICATE
-        else:
-            seen.add(prefix)
+        seen.add(prefix)
         self.count += 1
-        if self.count > self._limit:
+        self.latest, self.latest_seen = signed, seen
+        if self.count > self.limit:
             self._give_up_oldest()
         return None
 
@@ -339,11 +356,11 @@ class ReplayMemory:
     def holds(self, signed: int, mac: bytes) -> bool:
         """Whether this MAC is remembered."""
         seen = self._seconds.get(signed)
-        return seen is not None and mac[: self.PREFIX] in seen
+        return seen is not None and mac[:MAC_PREFIX] in seen
 
-    def _sweep(self, now: int) -> None:
+    def _sweep(self, now: float) -> None:
         # Nothing signed before now - window/2 passes the time check, so older seconds can go; they stay refused by it.
-        self._swept = now
+        self.sweep_at = now + 1.0
         for second in [second for second in self._seconds if second < now - self._window]:
             self.count -= len(self._seconds.pop(second))
 
@@ -351,6 +368,7 @@ class ReplayMemory:
         oldest = min(self._seconds)
         self.count -= len(self._seconds.pop(oldest))
         self._oldest = oldest + 1
+        self.latest = -1
 
 
 def _last_record(data: bytes) -> tuple[int | None, bytes, int]:
