@@ -156,6 +156,10 @@ def read_answer(wire: bytes, position: int, count: int, end: int) -> tuple[tuple
     return rrsets, position
 
 
+_Groups = dict[tuple[bytes, int], tuple[dict[bytes, None], list[int]]]
+"""By owner and type: the distinct records in order, as keys, for there may be thousands; and their TTLs."""
+
+
 class _Reader:
     """Reads sections into RRsets and remembers what belongs to the message as a whole."""
 
@@ -171,7 +175,7 @@ class _Reader:
         wire, end = self._wire, self._end
         if count * 11 > end - position:
             raise MessageError("more records announced than there is room for")
-        groups: dict[tuple[bytes, int], tuple[list[bytes], list[int]]] = {}
+        groups: _Groups = {}
         signatures: list[tuple[bytes, bytes, int]] = []
         for _ in range(count):
             owner, position = read_name(wire, position, end)
@@ -200,9 +204,9 @@ class _Reader:
                 continue
             group = groups.get((owner, rrtype))
             if group is None:
-                groups[owner, rrtype] = ([packed], [ttl])
+                groups[owner, rrtype] = ({packed: None}, [ttl])
             elif packed not in group[0]:
-                group[0].append(packed)
+                group[0][packed] = None
                 group[1].append(ttl)
         return tuple(_join(groups, signatures)), position
 
@@ -216,18 +220,14 @@ class _Reader:
             self.rcode_high = ttl >> 24
 
 
-def _join(
-    groups: dict[tuple[bytes, int], tuple[list[bytes], list[int]]], signatures: list[tuple[bytes, bytes, int]]
-) -> Iterable[RRset]:
-    covering: dict[tuple[bytes, int], list[bytes]] = {}
+def _join(groups: _Groups, signatures: list[tuple[bytes, bytes, int]]) -> Iterable[RRset]:
+    covering: dict[tuple[bytes, int], dict[bytes, None]] = {}
     for owner, packed, ttl in signatures:
         covered = _TYPE_CLASS.unpack_from(packed, 12)[0]
         key = (owner, covered)
         if key in groups:
             groups[key][1].append(ttl)
-        sigs = covering.setdefault(key, [])
-        if packed not in sigs:
-            sigs.append(packed)
+        covering.setdefault(key, {})[packed] = None
     for key, (rrs, ttls) in groups.items():
         yield RRset(key[0], key[1], min(ttls), b"".join(rrs), b"".join(covering.pop(key, ())))
     for (owner, _), sigs in covering.items():
