@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cachebus.answer import Answer, Evidence, Refusal
+from cachebus.wire.message import canonical_set
 from cachebus.wire.name import ancestors
 
 MAX_REMEMBERED = 200_000
@@ -82,10 +83,11 @@ class Noise:
     def refuse(self, answer: Answer, now: float) -> Refusal | None:
         """Why this answer is not worth a message now; None counts it as sent."""
         key = answer.qname + answer.qtype.to_bytes(2, "big")
-        content = hash(tuple(rrset.rrs for rrset in answer.rrsets))
+        # Neither the order of records nor what was left of their TTLs makes an answer another one.
+        content = hash(tuple((rrset.owner, rrset.type, canonical_set(rrset)) for rrset in answer.rrsets))
         if self._is_known(key, content, answer.evidence, now):
             return Refusal.ALREADY_SHARED
-        if self._settings.second_sighting is not None and not self._seen_before(key, now):
+        if self._settings.second_sighting is not None and not self._seen_before(key, answer.learned, now):
             return Refusal.FIRST_SIGHTING
         if not self._within_rates(answer.qname, now):
             return Refusal.RATE_LIMITED
@@ -96,10 +98,16 @@ class Noise:
         sent = self._sent.get(key)
         return sent is not None and sent[0] > now and sent[1] == content and sent[2] >= evidence
 
-    def _seen_before(self, key: bytes, now: float) -> bool:
+    def _seen_before(self, key: bytes, learned: float, now: float) -> bool:
         assert self._settings.second_sighting is not None
+        sent = self._sent.get(key)
+        if sent is not None and sent[0] > now:
+            return True  # shared already; now it has better evidence, or other data
+        sighting = int(learned * 1000)
         last = self._seen.get(key)
-        self._seen.set(key, (now, 0, 0))
+        if last is not None and last[1] == sighting:
+            return False  # the same look-up, whose evidence rose
+        self._seen.set(key, (now, sighting, 0))
         return last is not None and now - last[0] <= self._settings.second_sighting
 
     def _within_rates(self, qname: bytes, now: float) -> bool:

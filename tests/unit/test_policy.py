@@ -129,9 +129,25 @@ def test_other_data_or_better_evidence_goes_at_once() -> None:
 
 def test_second_sighting() -> None:
     control = noise(second_sighting=600)
+    assert control.refuse(address(learned=NOW), NOW) is Refusal.FIRST_SIGHTING
+    assert control.refuse(address(learned=NOW + 601), NOW + 601) is Refusal.FIRST_SIGHTING
+    assert control.refuse(address(learned=NOW + 700), NOW + 700) is None
+
+
+def test_evidence_that_rises_is_no_second_sighting() -> None:
+    control = noise(second_sighting=600)
     assert control.refuse(address(), NOW) is Refusal.FIRST_SIGHTING
-    assert control.refuse(address(), NOW + 601) is Refusal.FIRST_SIGHTING
-    assert control.refuse(address(), NOW + 700) is None
+    assert control.refuse(address(evidence=Evidence.CONFIRMED), NOW + 1) is Refusal.FIRST_SIGHTING
+    assert control.refuse(address(learned=NOW + 9), NOW + 9) is None
+    assert control.refuse(address(learned=NOW + 9, evidence=Evidence.CONFIRMED), NOW + 10) is None
+
+
+def test_order_and_what_is_left_of_a_ttl_make_no_other_answer() -> None:
+    control = noise()
+    texts = ("192.0.2.1", "192.0.2.2")
+    assert control.refuse(answer(rrset("www.example.com", "A", *texts)), NOW) is None
+    turned = answer(rrset("www.example.com", "A", *reversed(texts), ttl=299))
+    assert control.refuse(turned, NOW + 1) is Refusal.ALREADY_SHARED
 
 
 def _flood(control: Noise, owner: str, count: int, at: float) -> int:
