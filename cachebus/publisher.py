@@ -7,6 +7,7 @@ Decides the order of the steps and nothing else: what may leave is the policy's,
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ MAX_QUEUED = 20_000
 """Answers waiting to be sent; about four seconds of what one core composes. The oldest are dropped."""
 SLICE = 64
 """Answers composed before the event loop gets its turn: about 2 ms."""
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ class Publisher:
         self._task: asyncio.Task[None] | None = None
         self.published = 0
         self.dropped = 0
+        self.errors = 0
+        """Batches that a defect in a codec or transport cost."""
         self.refused: dict[Refusal, int] = {}
         self.left_out: dict[str, dict[Refusal, int]] = {outlet.name: {} for outlet in outlets}
 
@@ -122,7 +128,12 @@ class Publisher:
             self._wake.clear()
             while self._queue:
                 batch = [self._queue.popleft() for _ in range(min(SLICE, len(self._queue)))]
-                self._send(batch, self._clock())
+                try:
+                    self._send(batch, self._clock())
+                except Exception:  # noqa: BLE001 - transports may be anybody's: the next batch goes out whatever one raises
+                    self.errors += 1
+                    if not self.errors & (self.errors - 1):  # the 1st, 2nd, 4th ...: a flood must not fill the log
+                        _log.exception("%d batches could not be sent so far", self.errors)
                 await asyncio.sleep(0)
             self._idle.set()
 
@@ -140,4 +151,9 @@ class Publisher:
 
     def statistics(self) -> Mapping[str, int]:
         """Counters; refusals by reason are in `refused` and `left_out`."""
-        return {"published": self.published, "queued": len(self._queue), "dropped": self.dropped}
+        return {
+            "published": self.published,
+            "queued": len(self._queue),
+            "dropped": self.dropped,
+            "errors": self.errors,
+        }

@@ -183,6 +183,9 @@ class FileSource:
         except (FrameError, ConfigError) as error:
             self._malformed += 1
             logger.warning("source %s: %s", self._settings.name, error)
+        except Exception:  # else it would be heard of at the end of the node, if ever
+            self._malformed += 1
+            logger.exception("source %s: defect, the rest of the file is left out", self._settings.name)
         finally:
             self._done.set()
 

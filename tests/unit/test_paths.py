@@ -161,7 +161,7 @@ async def test_nothing_blocks_a_source_and_what_overflows_is_counted(clock: Manu
     async with MemoryNode("a", network, ["b"], clock) as a:
         for number in range(MAX_QUEUED + 50):
             a.publisher.publish(address(f"n{number}.example.com"))
-        assert a.publisher.statistics() == {"published": 0, "queued": MAX_QUEUED, "dropped": 50}
+        assert a.publisher.statistics() == {"published": 0, "queued": MAX_QUEUED, "dropped": 50, "errors": 0}
 
 
 async def test_leaving_sends_what_is_queued(clock: ManualClock) -> None:
@@ -172,6 +172,23 @@ async def test_leaving_sends_what_is_queued(clock: ManualClock) -> None:
                 a.publisher.publish(address(f"n{number}.example.com"))
         network.deliver()
         assert b.subscriber.accepted == 200
+
+
+async def test_a_transport_that_raises_costs_one_batch_and_ends_nothing(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = MemoryNetwork()
+    async with MemoryNode("b", network, [], clock) as b:
+        async with asyncio.timeout(5), MemoryNode("a", network, ["b"], clock) as a:
+            with monkeypatch.context() as broken:
+                broken.setattr(MemoryTransport, "send", lambda self, data: 1 // 0)
+                a.publisher.publish(address("lost.example.com"))
+                await settle(a)
+            a.publisher.publish(address("sent.example.com"))
+        assert network.deliver() == 1
+        assert b.cache.get(name_from_text("sent.example.com"), 1, clock()) is not None
+    assert a.publisher.statistics()["errors"] == 1
+    assert "ZeroDivisionError" in caplog.text
 
 
 async def test_what_the_codec_leaves_out_is_counted_by_reason(clock: ManualClock) -> None:
