@@ -17,7 +17,7 @@ from cachebus.errors import ConfigError, FrameError
 from cachebus.filters.noise import Noise, NoiseSettings
 from cachebus.filters.policy import Policy, PolicySettings
 from cachebus.filters.settings import JudgeSettings, Pairing, ResolverFrames
-from cachebus.filters.trust import DirectJudge, DnstapJudge
+from cachebus.filters.trust import DirectJudge, DnstapJudge, IsFilled
 from cachebus.ports import Clock, Receive, Sink, Source, Transport, TransportSettings
 from cachebus.registry import load_transport
 from cachebus.shim.settings import LOOPBACK, ShimSettings, UpstreamSettings
@@ -93,7 +93,13 @@ def make_judge_settings(config: Config, name: str, source: models.Source) -> Jud
 
 
 def make_intake(
-    config: Config, name: str, on_answers: Callable[[DnstapJudge | DirectJudge], Deliver], on_held: OnHeld, clock: Clock
+    config: Config,
+    name: str,
+    on_answers: Callable[[DnstapJudge | DirectJudge], Deliver],
+    clock: Clock,
+    *,
+    on_held: OnHeld,
+    is_filled: IsFilled | None,
 ) -> Intake:
     """One source with its judge. `on_answers` gives what the source calls for each frame."""
     source = config.sources[name]
@@ -101,7 +107,8 @@ def make_intake(
     judge: DnstapJudge | DirectJudge
     if isinstance(source, models.FileSource):
         kind = _format(source)
-        judge = DnstapJudge(settings, on_held=on_held) if kind is Format.DNSTAP else DirectJudge(settings)
+        dnstap = kind is Format.DNSTAP
+        judge = DnstapJudge(settings, on_held=on_held, is_filled=is_filled) if dnstap else DirectJudge(settings)
         return Intake(
             name, FileSource(FileSettings(name=name, path=source.path, format=kind), on_answers(judge), clock), judge
         )
@@ -113,7 +120,7 @@ def make_intake(
         tls=None if source.tls is None else server_context(source.tls.cert, source.tls.key, source.tls.ca),
     )
     if isinstance(source, models.DnstapSource):
-        judge = DnstapJudge(settings, on_held=on_held)
+        judge = DnstapJudge(settings, on_held=on_held, is_filled=is_filled)
         return Intake(name, DnstapSource(listen, on_answers(judge), clock), judge)
     judge = DirectJudge(settings)
     return Intake(name, StreamSource(listen, on_answers(judge), clock), judge)

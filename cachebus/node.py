@@ -36,7 +36,7 @@ from cachebus.publisher import Outlet, Publisher
 from cachebus.registry import installed_transports
 from cachebus.sdnotify import Notifier
 from cachebus.shim.shim import Shim
-from cachebus.subscriber import Subscriber
+from cachebus.subscriber import Subscriber, in_batches
 from cachebus.wire.message import NOERROR, NXDOMAIN
 
 TICK = 1.0
@@ -57,6 +57,7 @@ class Parts:
         self._keep = keep
         self._clock = clock
         self._stack = AsyncExitStack()
+        self._running = False
         self.sinks: dict[str, Sink] = {}
         self.transports: dict[str, Transport] = {}
         self.codecs: dict[str, DnsCodec] = {}
@@ -81,8 +82,12 @@ class Parts:
         shim = assembly.make_shim_settings(config)
         if shim is not None:
             self.shim = Shim(shim, keep.cache, self._learned, clock)
+        # Without a way for peers' answers into a resolver, none can come back from it.
+        is_filled = keep.filled if self.sinks or self.shim is not None else None
         for name in config.sources:
-            self.intakes[name] = assembly.make_intake(config, name, self._deliver_to, keep.held, clock)
+            self.intakes[name] = assembly.make_intake(
+                config, name, self._deliver_to, clock, on_held=keep.held, is_filled=is_filled
+            )
 
     def _make_sinks(self) -> None:
         for name, sink in self._config.sinks.items():
@@ -107,7 +112,7 @@ class Parts:
             )
             self.codecs[name] = codec
             self.subscribers[name] = subscriber
-            self.transports[name] = assembly.make_transport(self._config, name, subscriber.receive)
+            self.transports[name] = assembly.make_transport(self._config, name, in_batches(subscriber))
 
     def _deliver_to(self, judge: DnstapJudge | DirectJudge) -> assembly.Deliver:
         def deliver(frame: bytes, now: float) -> None:
@@ -138,16 +143,18 @@ class Parts:
                 await stack.enter_async_context(intake.source)
             self._stack = stack.pop_all()
         self._keep.codecs = self.codecs
+        self._running = True
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._running = False
         await self._stack.aclose()
 
     def tick(self, now: float) -> None:
-        """Housekeeping: evidence that came too late."""
-        for intake in self.intakes.values():
+        """Housekeeping: evidence that came too late. Between two configurations nothing could be sent."""
+        for intake in self.intakes.values() if self._running else ():
             self._publish(intake.judge.expire(now))
 
     def warn_about_clocks(self, warned: set[str]) -> None:
@@ -169,6 +176,11 @@ class Kept:
         self.history = History(config.node)
         self.holdings = Holdings()
         self.codecs: Mapping[str, DnsCodec] = {}
+
+    def filled(self, owner: bytes, rrtype: int, now: float) -> bool:
+        """Whether a peer told us this RRset and it lives: then a resolver that has it may have it from us."""
+        cached = self.cache.get(owner, rrtype, now)
+        return cached is not None and not cached.local
 
     def held(self, qname: bytes, qtype: int, expires: float, negative: bool) -> None:
         """Note what the local resolver told a client; a negative answer is local data of the cache too."""
@@ -242,7 +254,6 @@ class Node:
         except CachebusError as error:
             _log.error("reload: %s; going on as before", error)
             return False
-        await self._close_admin()
         await self._parts.__aexit__(None, None, None)
         try:
             await parts.__aenter__()
@@ -250,18 +261,28 @@ class Node:
             _log.error("reload: %s; going back", error)
             config, parts = self._config, Parts(self._config, self._keep, self._clock)
             await parts.__aenter__()
-        good = config is not self._config
+        good, moved = config is not self._config, config.admin != self._config.admin
         self._config, self._parts = config, parts
-        self._admin = await self._open_admin(config)
+        if moved:
+            await self._close_admin()
+            self._admin = await self._open_admin(config)
         return good
 
     async def _keep_house(self) -> None:
+        defects = 0
         while True:
             await asyncio.sleep(TICK)
-            now = self._clock()
-            self._parts.tick(now)
-            self._keep.cache.sweep(now)
-            self._parts.warn_about_clocks(self._warned)
+            try:
+                self._tidy(self._clock())
+            except Exception:  # noqa: BLE001 - a defect in one round must not end all further ones unseen
+                defects += 1
+                if not defects & (defects - 1):  # the 1st, 2nd, 4th ...: once a second would fill the log
+                    _log.exception("housekeeping: defect, %d times so far", defects)
+
+    def _tidy(self, now: float) -> None:
+        self._keep.cache.sweep(now)
+        self._parts.tick(now)
+        self._parts.warn_about_clocks(self._warned)
 
     # What can be seen of it
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from cachebus.answer import Evidence, Refusal
+from cachebus.answer import Answer, Evidence, Refusal
 from cachebus.errors import FrameError, MessageError
 from cachebus.filters.chain import Link, chain_from, limit_chain
 from cachebus.filters.clients import Clients, OnHeld, Question
@@ -48,7 +48,7 @@ _DATAGRAM = frozenset({1, 5})
 _ROOT = b"\0"
 
 IsFilled = Callable[[bytes, int, float], bool]
-"""Called with (qname, qtype, now): whether this node filled that name into the resolver and it still lives there."""
+"""Called with (owner, type, now): whether this node filled that RRset into the resolver and it still lives there."""
 
 
 class _Response(NamedTuple):
@@ -322,11 +322,16 @@ class DnstapJudge:
                 refusal = Refusal.RRSIG_MISSING
             elif answer.ttl <= settings.stale_ttl:
                 refusal = Refusal.STALE
-            elif self._is_filled is not None and self._is_filled(answer.qname, answer.qtype, now):
+            elif self._fills_any(answer, now):
                 refusal = Refusal.FILLED_BY_US
             else:
                 verdicts.append(Verdict(number, answer, None))
         return verdicts or [Verdict(number, None, refusal)]
+
+    def _fills_any(self, answer: Answer, now: float) -> bool:
+        if self._is_filled is None:
+            return False
+        return any(self._is_filled(rrset.owner, rrset.type, now) for rrset in answer.rrsets)
 
 
 def _key(frame: Frame) -> Key:

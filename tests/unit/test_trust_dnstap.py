@@ -579,6 +579,16 @@ def test_a_client_response_stands_alone_only_with_ad_and_signatures() -> None:
     assert run(lab.learned(WWW, "A", [A1])[:2], using).answers == []
 
 
+def test_one_rrset_filled_by_us_anywhere_on_the_chain_is_enough() -> None:
+    alias = ["alias.example.test. 300 CNAME www.example.test.", rrsig("alias.example.test.", "CNAME")]
+    told = Lab().client("alias.example.test.", "A", [*alias, A1, rrsig(WWW, "A")], flags="QR RD RA AD")
+    using = settings(CONFIRMED, resolver_frames=ResolverFrames.NONE)
+    www = name_from_text(WWW)
+    judge = DnstapJudge(using, is_filled=lambda owner, rrtype, now: (owner, rrtype) == (www, 1))
+    assert [verdict.reason for verdict in judge.feed(told, NOW)] == [Refusal.FILLED_BY_US]
+    assert run([told], using).shown() == {("alias.example.test.", "A", 300, "validated")}
+
+
 # What the resolver holds, and what clients cost
 
 
