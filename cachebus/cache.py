@@ -10,7 +10,7 @@ to the garbage collector, and storing one costs no more than packing a header. I
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from typing import NamedTuple
 from zlib import crc32
@@ -67,6 +67,11 @@ _TYPES = tuple(rrtype.to_bytes(2, "big") for rrtype in range(65536))
 _BUS_RANK = {Evidence.AUTHORITATIVE: (1, 0x10), Evidence.CONFIRMED: (2, 0x20), Evidence.VALIDATED: (4, 0x30)}
 """Evidence -> its rank, and its flags in a header: the level in the upper four bits."""
 _LOCAL_RANK = {Evidence.AUTHORITATIVE: (3, 0x14), Evidence.CONFIRMED: (3, 0x24), Evidence.VALIDATED: (5, 0x34)}
+
+
+def bus_rank(evidence: Evidence) -> Rank:
+    """The rank of bus data at this level."""
+    return Rank(_BUS_RANK[evidence][0])
 
 
 class Cached(NamedTuple):
@@ -144,60 +149,68 @@ class Cache:
 
         None when at least one was stored or renewed, else why the last one was not.
         """
-        _, _, rrsets, evidence, origin, learned, validating, transport, signer = answer
+        return self.put_all((answer,), now)[0]
+
+    def put_all(self, answers: Iterable[Answer], now: float) -> list[Refusal | None]:
+        """`put` for each of many answers."""
+        outcomes: list[Refusal | None] = []
         now_ms = int(now * 1000)
-        learned_ms = int(learned * 1000)
+        now_bytes = now_ms.to_bytes(8, "big")
+        seed, shards, mask, pack_header = self._seed, self._shards, self._mask, _HEADER.pack
         last = self._last_source
-        if origin is not last[0] or transport is not last[1] or signer is not last[2]:
-            last = self._last_source = self._source(origin, transport, signer)
-        source = last[3]
-        rank, flags = (_BUS_RANK if transport else _LOCAL_RANK)[evidence]
-        if validating:
-            flags |= _VALIDATING
-        refusal: Refusal | None = None
-        stored = False
-        for rrset in rrsets:
-            owner, rrtype, ttl, rrs, sigs = rrset
-            spread = crc32(owner, self._seed)
-            expires_ms = learned_ms + ttl * (1000 - spread % SPREAD if transport else 1000)
-            if expires_ms <= now_ms:
-                refusal = Refusal.EXPIRED
-                continue
-            if learned_ms <= self._flushed_all or (self._flushes and self._was_flushed(owner, learned_ms)):
-                refusal = Refusal.FLUSHED
-                continue
-            key = owner + _TYPES[rrtype]
-            shard = self._shards[hash(key) & self._mask]
-            young = shard.young
-            old = young.get(key)
-            if old is None and shard.old:
-                old = shard.old.get(key)
-            if old is not None and old[:8] > now_ms.to_bytes(8, "big"):
-                settled, outcome = self._settle(old, rank, rrset, learned_ms, expires_ms, shard, key)
-                if settled:
-                    refusal = outcome or refusal
-                    stored = stored or outcome is None
+        for _, _, rrsets, evidence, origin, learned, validating, transport, signer in answers:
+            learned_ms = int(learned * 1000)
+            if origin is not last[0] or transport is not last[1] or signer is not last[2]:
+                last = self._last_source = self._source(origin, transport, signer)
+            rank, flags = (_BUS_RANK if transport else _LOCAL_RANK)[evidence]
+            if validating:
+                flags |= _VALIDATING
+            refusal: Refusal | None = None
+            stored = False
+            for rrset in rrsets:
+                owner, rrtype, ttl, rrs, sigs = rrset
+                if transport:
+                    expires_ms = learned_ms + ttl * (1000 - crc32(owner, seed) % SPREAD)
+                else:
+                    expires_ms = learned_ms + ttl * 1000
+                if expires_ms <= now_ms:
+                    refusal = Refusal.EXPIRED
                     continue
-            if transport and self._negatives and self._live(owner + b"\0\0", now_ms):
-                refusal = Refusal.LOCAL_DATA_LIVE
-                continue
-            if rrtype == rrtypes.DNAME:
-                self._dnames = True
-            header = _HEADER.pack(expires_ms, learned_ms, now_ms, rank, flags, source, len(sigs))
-            value = header + rrs + sigs if sigs else header + rrs
-            if old is None and len(young) < self._generation_entries:
-                # What `_store` does for a newcomer that fits, without the call.
+                if learned_ms <= self._flushed_all or (self._flushes and self._was_flushed(owner, learned_ms)):
+                    refusal = Refusal.FLUSHED
+                    continue
+                key = owner + _TYPES[rrtype]
+                shard = shards[hash(key) & mask]
+                young = shard.young
+                old = young.get(key)
+                if old is None and shard.old:
+                    old = shard.old.get(key)
+                if old is not None and old[:8] > now_bytes:
+                    settled, outcome = self._settle(old, rank, rrset, learned_ms, expires_ms, shard, key)
+                    if settled:
+                        refusal = outcome or refusal
+                        stored = stored or outcome is None
+                        continue
+                if self._negatives and transport and self._live(owner + b"\0\0", now_ms):
+                    refusal = Refusal.LOCAL_DATA_LIVE
+                    continue
+                if rrtype == rrtypes.DNAME:
+                    self._dnames = True
+                value = pack_header(expires_ms, learned_ms, now_ms, rank, flags, last[3], len(sigs)) + rrs + sigs
                 size = len(key) + len(value) + _ENTRY_OVERHEAD
-                if shard.young_bytes + size <= self._generation_bytes:
-                    shard.young_bytes += size
+                if (
+                    old is None
+                    and len(young) < self._generation_entries
+                    and shard.young_bytes + size <= self._generation_bytes
+                ):
+                    shard.young_bytes += size  # what `_store` does for a newcomer that fits, without the call
                     young[key] = value
-                    self.stored += 1
-                    stored = True
-                    continue
-            self._store(shard, key, value)
-            self.stored += 1
-            stored = True
-        return None if stored else refusal
+                else:
+                    self._store(shard, key, value)
+                self.stored += 1
+                stored = True
+            outcomes.append(None if stored else refusal)
+        return outcomes
 
     def _settle(
         self, old: bytes, rank: int, rrset: RRset, learned_ms: int, expires_ms: int, shard: _Shard, key: bytes

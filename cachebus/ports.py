@@ -21,6 +21,9 @@ Clock = Callable[[], float]
 Sender = tuple[str, int] | tuple[str, int, int, int] | str
 """Who sent some bytes, as the transport knows it: a socket address, or the name its link authenticated."""
 
+Datagram = tuple[bytes, Sender]
+"""What was received, and from whom."""
+
 Receive = Callable[[bytes, Sender], None]
 """What a transport calls for each received datagram or envelope. Returns at once and never raises."""
 
@@ -65,8 +68,12 @@ class Codec(Protocol):
         """Compose, age and authenticate. Gives the messages, and a reason for each answer left out."""
         ...
 
-    def decode(self, data: bytes, sender: Sender, now: float) -> Sequence[Answer] | Refusal:
-        """Authenticate, refuse replays, check the form. Gives aged answers with origin and evidence, or a reason."""
+    def decode_all(self, batch: Sequence[Datagram], now: float) -> list[Sequence[Answer] | Refusal]:
+        """Authenticate, refuse replays, check the form of each of many, received together.
+
+        Gives for each its aged answers with origin and evidence, or a reason. The batch is the unit because Python runs
+        one step for many messages twice as fast as many steps for one.
+        """
         ...
 
 

@@ -21,7 +21,7 @@ import signal
 import socket
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -40,10 +40,10 @@ from cachebus.errors import CachebusError
 from cachebus.filters.noise import Noise, NoiseSettings
 from cachebus.filters.policy import Policy, PolicySettings
 from cachebus.history import History
-from cachebus.ports import Receive, Sender, Transport, TransportSettings
+from cachebus.ports import Datagram, Receive, Sender, Transport, TransportSettings
 from cachebus.publisher import Outlet, Publisher
 from cachebus.registry import load_transport
-from cachebus.subscriber import Subscriber
+from cachebus.subscriber import Subscriber, in_batches
 from cachebus.wire.tsig import Key
 
 ALGORITHM = "hmac-sha256"
@@ -205,7 +205,8 @@ class _ReceivingPeer:
         granted: list[int] = []
         for row, receiver in self._rows.items():
             open_row = self._through_transport if row in (Row.CACHEBUS, Row.TIMED) else self._through_endpoint
-            ports[row], buffer = await open_row(receiver.receive)
+            receive = in_batches(receiver) if isinstance(receiver, Subscriber | _Timed) else receiver.receive
+            ports[row], buffer = await open_row(receive)
             granted.append(buffer)
         return Ready(ports, max(1, min(granted) // _DATAGRAM_COST))
 
@@ -268,9 +269,14 @@ class _Timed:
         self.arrivals: dict[bytes, float] = {}
 
     def receive(self, data: bytes, sender: Sender) -> None:
-        self._subscriber.receive(data, sender)
-        self.arrivals[data] = time.monotonic()
-        self.received += 1
+        self.receive_all(((data, sender),))
+
+    def receive_all(self, batch: Sequence[Datagram]) -> None:
+        self._subscriber.receive_all(batch)
+        done = time.monotonic()
+        for data, _ in batch:
+            self.arrivals[data] = done
+        self.received += len(batch)
 
 
 class _SendingPeer:

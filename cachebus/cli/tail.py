@@ -84,7 +84,7 @@ class Inbox:
 
     def receive(self, data: bytes, sender: Sender) -> None:
         """Take one datagram; a `ports.Receive`."""
-        found = self._codec.decode(data, sender, self._clock())
+        found = self._codec.decode_all(((data, sender),), self._clock())[0]
         if isinstance(found, Refusal):
             self._refuse(found, sender)
             return

@@ -13,15 +13,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import cast
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.errors import MessageError
 from cachebus.filters.chain import DEFAULT_MAX_TTL, assemble
-from cachebus.ports import Sender
+from cachebus.ports import Datagram, Sender
 from cachebus.wire import rrtypes
 from cachebus.wire.message import AA, AD, QR, cname_target, compose, parse
-from cachebus.wire.shortcut import take_over
+from cachebus.wire.shortcut import Taken, take_over
 from cachebus.wire.tsig import Key, Signer, Verified, Verifier
 
 MAX_MESSAGE = 1232
@@ -35,6 +34,10 @@ _FORM = QR | 0x7800 | 0x0200 | 0x000F
 """Flags that must read as a response, opcode QUERY, not truncated, NOERROR."""
 _GOOD_FLAGS = {flags.to_bytes(2, "big"): bool(flags & AD) for flags in range(QR, QR + 0x8000) if flags & _FORM == QR}
 """All flags that do -> whether AD is among them."""
+
+
+Decoded = Sequence[Answer] | Refusal
+"""What became of one message."""
 
 
 class QuestionMode(Enum):
@@ -72,11 +75,11 @@ class DnsCodec:
         self._verifier = Verifier((settings.key, *settings.more_keys), start=start)
         self._max_ttl = settings.max_ttl
         self._transport = settings.transport
+        self._accept = settings.accept
         self._infrastructure = settings.infrastructure
         self._flags = (QR | AA, QR | AD)
         self._peers: dict[Sender, _Peer] = {}
-        self._accept = settings.accept
-        self._verify = self._verifier.verify
+        self._verify_all = self._verifier.verify_all
 
     def inherit(self, previous: DnsCodec) -> None:
         """Take over what the codec that this one replaces has seen, so that a reload opens no way for replays."""
@@ -98,7 +101,8 @@ class DnsCodec:
         return messages, refusals
 
     def _encode(self, answer: Answer, now: float) -> bytes | Refusal:
-        age = now - answer.learned
+        # The receiver counts from the time signed, which is whole seconds: so does this, or each hop would cost one.
+        age = int(now) - answer.learned
         aged = [(rrset, int(rrset.ttl - age) if age > 0 else rrset.ttl) for rrset in answer.rrsets]
         if any(ttl <= 0 for _, ttl in aged):
             return Refusal.EXPIRED
@@ -119,12 +123,27 @@ class DnsCodec:
 
     # In
 
-    def decode(self, data: bytes, sender: Sender, now: float) -> Sequence[Answer] | Refusal:
-        """Authenticate (trust rules 6.1-6.3), check the form and section 3 again, age (6.6)."""
-        verified = self._verify(data, now)
-        if verified.__class__ is Refusal:
-            return verified
-        end, key, signed = cast("Verified", verified)
+    def decode(self, data: bytes, sender: Sender, now: float) -> Decoded:
+        """One message: `decode_all` for a batch of one."""
+        return self.decode_all(((data, sender),), now)[0]
+
+    def decode_all(self, batch: Sequence[Datagram], now: float) -> list[Decoded]:
+        """Authenticate (trust rules 6.1-6.3), check the form and section 3 again, age (6.6), for each message."""
+        # One step for all, then the next: Python runs a short loop at half the cost of a long one.
+        max_ttl = self._max_ttl
+        verdicts = self._verify_all([data for data, _ in batch], now)
+        taken = [
+            None if verdict.__class__ is Refusal else take_over(datagram[0], verdict[0], now, max_ttl)  # type: ignore[index]
+            for datagram, verdict in zip(batch, verdicts, strict=True)
+        ]
+        return [
+            verdict if isinstance(verdict, Refusal) else self._answers(datagram, verdict, chain, now)
+            for datagram, verdict, chain in zip(batch, verdicts, taken, strict=True)
+        ]
+
+    def _answers(self, datagram: Datagram, verified: Verified, taken: Taken | None, now: float) -> Decoded:
+        data, sender = datagram
+        end, key, signed = verified
         peer = self._peers.get(sender)
         if peer is None or peer.key is not key:
             peer = self._new_peer(sender, key)
@@ -132,7 +151,6 @@ class DnsCodec:
         if age < peer.youngest:
             peer.youngest = age
         learned = signed if age > 0.0 else now
-        taken = take_over(data, end, now, self._max_ttl)
         if taken is None:
             return self._any_form(data, end, peer, learned, now)
         flags, qname, qtype, rrsets, all_signed = taken
@@ -147,7 +165,7 @@ class DnsCodec:
         whole = (qname, qtype, rrsets, evidence, peer.origin, learned, False, self._transport, key.text)
         return (_new(Answer, whole),)
 
-    def _any_form(self, data: bytes, end: int, peer: _Peer, learned: float, now: float) -> Sequence[Answer] | Refusal:
+    def _any_form(self, data: bytes, end: int, peer: _Peer, learned: float, now: float) -> Decoded:
         flags = int.from_bytes(data[2:4], "big")
         if flags & _FORM != QR:
             return _form_refusal(flags)

@@ -109,19 +109,31 @@ class Policy:
 
         `min_ttl` is not asked again: it saves work for the sender, and what is left of a TTL shrinks on the way.
         """
-        for owner, rrtype, _, rrs, _ in answer[2]:
-            verdict: Refusal | _Name = self._public
-            if owner[self._tail :] in self._tails:
-                verdict = self._judge(owner)
-                if isinstance(verdict, Refusal):
-                    return verdict
-            # One packed A record is 16 bytes, the address at 12: the common case needs no call.
-            if rrtype == _A and len(rrs) == 16:
-                if rrs[12:14] in _PRIVATE_V4 and verdict is _PUBLIC:
-                    return Refusal.PRIVATE_ADDRESS
-            elif verdict is _PUBLIC and rrtype in _ADDRESSES and _private(rrtype, rrs):
-                return Refusal.PRIVATE_ADDRESS
-        return None
+        return self.refuse_any((answer,))[0]
+
+    def refuse_any(self, answers: Iterable[Answer]) -> list[Refusal | None]:
+        """`refuse_to_accept` for each of many answers."""
+        refusals: list[Refusal | None] = []
+        tail, tails = self._tail, self._tails
+        for answer in answers:
+            refusal: Refusal | None = None
+            for owner, rrtype, _, rrs, _ in answer[2]:
+                verdict: Refusal | _Name = self._public
+                if owner[tail:] in tails:
+                    verdict = self._judge(owner)
+                    if isinstance(verdict, Refusal):
+                        refusal = verdict
+                        break
+                # One packed A record is 16 bytes, the address at 12: the common case needs no call.
+                if rrtype == _A and len(rrs) == 16:
+                    private = rrs[12:14] in _PRIVATE_V4
+                else:
+                    private = rrtype in _ADDRESSES and _private(rrtype, rrs)
+                if private and verdict is _PUBLIC:
+                    refusal = Refusal.PRIVATE_ADDRESS
+                    break
+            refusals.append(refusal)
+        return refusals
 
     def _judge(self, owner: bytes) -> Refusal | _Name:
         settings = self._settings
