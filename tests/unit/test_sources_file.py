@@ -166,6 +166,20 @@ async def test_a_corrupt_file_is_counted_after_what_is_good(file: Path, caplog: 
     assert "source old: at byte 88" in caplog.text
 
 
+async def test_a_defect_behind_the_source_is_logged_and_ends_the_file(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file.write_bytes(WIRE)
+
+    def deliver(frame: bytes, now: float) -> None:
+        raise ZeroDivisionError
+
+    async with FileSource(FileSettings(name="old", path=file), deliver, ManualClock(NOW)) as source:
+        await source.wait()
+        assert source.statistics()["malformed"] == 1
+    assert "source old: defect" in caplog.text
+
+
 async def test_a_wrong_file_is_a_configuration_error(file: Path) -> None:
     for content in (None, b"", b"# text"):
         if content is not None:
