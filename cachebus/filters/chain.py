@@ -22,6 +22,9 @@ DEFAULT_MAX_TTL = 86400
 """Seconds an RRset may live at most: a day, as resolvers' own caches have it."""
 DEFAULT_SWILD = 65392
 """Type code of SWILD: not assigned, so one for private use (RFC 6895 section 3.1)."""
+MAX_SIGNATURES = 0xFFFF
+"""Bytes of packed RRSIGs over one RRset: the cache counts them in 16 bits. Only those of the root zone, whose owner is one
+byte on the wire and two when packed, can be more in a message."""
 _BESIDE_CNAME = frozenset({CNAME, RRSIG, NSEC})
 """What may stand at the owner of a CNAME (RFC 2181 section 10.1, RFC 4034 section 3)."""
 _SERIAL_HALF = 1 << 31
@@ -145,8 +148,10 @@ def limit(rrset: RRset, learned: float, *, max_ttl: int = DEFAULT_MAX_TTL) -> RR
     """The RRset with the TTL that its records and RRSIGs leave it from `learned` on (trust rules, section 3).
 
     RRSIGs that cannot belong to it, by labels or signer, are left out. Gives `RRSIG_EXPIRED`, `RRSIG_NOT_YET_VALID`,
-    `WILDCARD_WITHOUT_PROOF` or `TTL_ZERO` when it must not be shared at all.
+    `WILDCARD_WITHOUT_PROOF` or `TTL_ZERO` when it must not be shared at all, `OVERSIZE` for more RRSIGs than are kept.
     """
+    if len(rrset.sigs) > MAX_SIGNATURES:
+        return Refusal.OVERSIZE
     ttl = min(rrset.ttl, max_ttl)
     sigs = rrset.sigs
     if sigs:

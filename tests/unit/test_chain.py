@@ -9,6 +9,7 @@ import pytest
 from cachebus.answer import Evidence, Refusal, RRset
 from cachebus.filters.chain import (
     MAX_CNAMES,
+    MAX_SIGNATURES,
     Chain,
     Link,
     assemble,
@@ -270,3 +271,10 @@ def test_types_never_shared() -> None:
     assert all(refused_type(code, infrastructure=True) for code in (0, 41, 46, 47, 50, 128, 249, 250, 251, 252, 255))
     assert not any(refused_type(code, infrastructure=False) for code in (1, 5, 16, 28, 33, 39, 64, 65, 256, 65392))
     assert [refused_type(NS, infrastructure=allowed) for allowed in (False, True)] == [True, False]
+
+
+def test_more_signatures_than_the_cache_can_count_are_refused() -> None:
+    rrset = rrsets(f"{WWW} 300 A 192.0.2.1", rrsig(WWW, "A"))[0]
+    many = rrset._replace(sigs=rrset.sigs * (MAX_SIGNATURES // len(rrset.sigs)))
+    assert isinstance(limit(many, NOW), RRset)
+    assert limit(many._replace(sigs=many.sigs + rrset.sigs), NOW) is Refusal.OVERSIZE
