@@ -23,8 +23,8 @@ DEFAULT_MAX_TTL = 86400
 DEFAULT_SWILD = 65392
 """Type code of SWILD: not assigned, so one for private use (RFC 6895 section 3.1)."""
 MAX_SIGNATURES = 0xFFFF
-"""Bytes of packed RRSIGs over one RRset: the cache counts them in 16 bits. Only those of the root zone, whose owner is one
-byte on the wire and two when packed, can be more in a message."""
+"""Bytes of packed RRSIGs over one RRset: the cache counts them in 16 bits. Only those of the root zone, whose owner is
+one byte on the wire and two when packed, can be more in a message."""
 _BESIDE_CNAME = frozenset({CNAME, RRSIG, NSEC})
 """What may stand at the owner of a CNAME (RFC 2181 section 10.1, RFC 4034 section 3)."""
 _SERIAL_HALF = 1 << 31
