@@ -122,13 +122,13 @@ class _Form:
 
     __slots__ = (
         "head",
-        "head_size",
         "inner",
         "key",
         "mac_size",
         "mac_size_bytes",
         "memory",
         "outer",
+        "recent",
         "size",
         "tail",
         "variables",
@@ -138,6 +138,7 @@ class _Form:
         algorithm = name_from_text(key.algorithm)
         self.key = key
         self.memory = memory
+        self.recent = _NOTHING_RECENT
         self.inner, self.outer = key.secret.states()
         self.mac_size = self.inner.digest_size
         self.tail = struct.Struct(f"!HIHH{self.mac_size}s2sHH")
@@ -145,7 +146,6 @@ class _Form:
         length = len(algorithm) + 10 + self.mac_size + 6
         # The record up to time signed: owner, type, class, TTL, RDLENGTH, algorithm.
         self.head = key.name + _TYPE_CLASS_TTL + length.to_bytes(2, "big") + algorithm
-        self.head_size = len(self.head)
         # The MAC's variables up to time signed: owner, class, TTL, algorithm (RFC 8945 section 4.3.3).
         self.variables = key.name + _CLASS_TTL + algorithm
         self.size = len(key.name) + 10 + length
@@ -157,6 +157,25 @@ class _Form:
         outer = self.outer.copy()
         outer.update(inner.digest())
         return outer.digest()
+
+
+class _Recent:
+    """What the TSIG record of one key had in the latest message but for the MAC: most messages have the same."""
+
+    __slots__ = ("fudge", "head", "signed", "size", "suffix")
+
+    def __init__(self, head: bytes, suffix: bytes, signed: int, fudge: int) -> None:
+        self.head = head
+        """The record up to the MAC."""
+        self.size = len(head)
+        self.suffix = suffix
+        """What the MAC covers behind the message."""
+        self.signed = signed
+        self.fudge = fudge
+
+
+_NOTHING_RECENT = _Recent(b"\xff" * 64, b"", 0, 0)
+"""Begins like no record: a name cannot begin with these bytes."""
 
 
 class Signer:
@@ -237,62 +256,65 @@ class Verifier:
         """`verify` for each of many messages, received at the same time: a tight loop costs half of so many calls."""
         verdicts: list[Verified | Refusal] = []
         add = verdicts.append
-        max_fudge, settled, start, own = self._max_fudge, now >= self._settled, self._start, self._own
+        own = self._own
         for data in batch:
-            size = len(data)
             for form in self._forms:
-                # A known key's record has a fixed form and length, so it is matched from the message's end, unparsed.
-                # That the records before it do end where it begins is for the codec's walk to check.
-                end = size - form.size
-                if end >= 12 and data.startswith(form.head, end):
-                    after = end + form.head_size
+                end = len(data) - form.size
+                recent = form.recent
+                if end >= 12 and data.startswith(recent.head, end):
                     break
             else:
-                found = self._find(data)
-                if isinstance(found, Refusal):
-                    add(found)
-                    continue
-                form, end, after = found
-            try:
-                high, low, fudge, mac_size, mac, original, error, other = form.tail.unpack_from(data, after)
-            except struct.error:
-                add(Refusal.TSIG_FORM)
+                add(self._verify_other(data, now))
                 continue
-            additional = data[10:12]
-            if (
-                mac_size != form.mac_size
-                or error
-                or other
-                or after + form.tail.size != size
-                or additional == _NO_ADDITIONAL
-            ):
-                add(Refusal.TSIG_FORM)
+            # All but the MAC is as in the message before, which was signed in the same second with the same key.
+            mac = data[end + recent.size : -6]
+            if data[10:12] != _ONE_ADDITIONAL or data[-6:] != data[:2] + _NO_ERROR_NO_OTHER:
+                add(self._verify_other(data, now))
                 continue
-            if additional == _ONE_ADDITIONAL and data.startswith(original):
-                head, rest = data[:10], _NO_ADDITIONAL
-            else:
-                head, rest = original + data[2:10], (int.from_bytes(additional, "big") - 1).to_bytes(2, "big")
             inner = form.inner.copy()
-            inner.update(
-                b"".join((head, rest, data[12:end], form.variables, data[after : after + 8], _NO_ERROR_NO_OTHER))
-            )
+            inner.update(b"".join((data[:10], _NO_ADDITIONAL, data[12:end], recent.suffix)))
             outer = form.outer.copy()
             outer.update(inner.digest())
             if not compare_digest(mac, outer.digest()):
                 add(Refusal.BAD_MAC)
-                continue
-            signed = high << 32 | low
-            if fudge > max_fudge:
-                fudge = max_fudge
-            if not -fudge <= now - signed <= fudge:
+            elif not -recent.fudge <= now - recent.signed <= recent.fudge:
                 add(Refusal.BAD_TIME)
-            elif own.count and own.holds(signed, mac):
+            elif own.count and own.holds(recent.signed, mac):
                 add(Refusal.OWN_MESSAGE)
-            elif signed < start and not settled:
-                add(Refusal.BEFORE_START)
             else:
-                add(form.memory.take(signed, mac, now) or _new(Verified, (end, form.key, signed)))
+                refusal = form.memory.take(recent.signed, mac, now)
+                add(_new(Verified, (end, form.key, recent.signed)) if refusal is None else refusal)
         return verdicts
+
+    def _verify_other(self, data: bytes, now: float) -> Verified | Refusal:
+        """One message of a form or second of its own."""
+        found = self._find(data)
+        if isinstance(found, Refusal):
+            return found
+        form, end, after = found
+        try:
+            high, low, fudge, mac_size, mac, original, error, other = form.tail.unpack_from(data, after)
+        except struct.error:
+            return Refusal.TSIG_FORM
+        additional = int.from_bytes(data[10:12], "big")
+        if mac_size != form.mac_size or error or other or after + form.tail.size != len(data) or not additional:
+            return Refusal.TSIG_FORM
+        suffix = form.variables + data[after : after + 8] + _NO_ERROR_NO_OTHER
+        rest = data[2:10] + (additional - 1).to_bytes(2, "big") + data[12:end]
+        if not compare_digest(mac, form.mac(original + rest + suffix)):
+            return Refusal.BAD_MAC
+        signed = high << 32 | low
+        fudge = min(fudge, self._max_fudge)
+        if not -fudge <= now - signed <= fudge:
+            return Refusal.BAD_TIME
+        if self._own.holds(signed, mac):
+            return Refusal.OWN_MESSAGE
+        if signed < self._start and now < self._settled:
+            return Refusal.BEFORE_START
+        refusal = form.memory.take(signed, mac, now)
+        if refusal is None and end == len(data) - form.size:
+            form.recent = _Recent(form.head + data[after : after + 10], suffix, signed, fudge)
+        return refusal or Verified(end, form.key, signed)
 
     def _find(self, data: bytes) -> tuple[_Form, int, int] | Refusal:
         """(key's form, where the TSIG record begins, where its time signed stands) of a record in any valid form."""
