@@ -139,6 +139,7 @@ class TsigTarget(Target[SignedMessage]):
     parts = (Part("cachebus/wire/tsig.py"),)
     block = 40
     cost = 2
+    calls = 4
 
     def __init__(self) -> None:
         lines = (DATA / "unbound-pr1250-signed.hex").read_text(encoding="ascii").splitlines()
@@ -298,6 +299,7 @@ class ShortcutTarget(_BusTarget):
     name = "shortcut"
     parts = (Part("cachebus/wire/shortcut.py"),)
     cost = 3
+    calls = 2
 
     def check(self, example: BusMessage, rng: Random) -> bool:
         data = example.signed()
@@ -356,6 +358,7 @@ class CodecTarget(_BusTarget):
     parts = (Part("cachebus/codecs/dns.py"),)
     block = 25
     cost = 4
+    calls = 4
 
     def begin(self, rng: Random) -> None:
         self._codec = _codec(rng)
