@@ -64,6 +64,7 @@ class Rank(IntEnum):
 
 _TYPES = tuple(rrtype.to_bytes(2, "big") for rrtype in range(65536))
 """Every type as the end of a key: looking it up costs a quarter of making it."""
+_CNAME = rrtypes.CNAME.to_bytes(2, "big")
 _BUS_RANK = {Evidence.AUTHORITATIVE: (1, 0x10), Evidence.CONFIRMED: (2, 0x20), Evidence.VALIDATED: (4, 0x30)}
 """Evidence -> its rank, and its flags in a header: the level in the upper four bits."""
 _LOCAL_RANK = {Evidence.AUTHORITATIVE: (3, 0x14), Evidence.CONFIRMED: (3, 0x24), Evidence.VALIDATED: (5, 0x34)}
@@ -137,6 +138,7 @@ class Cache:
         self._flushed_all = 0
         self._negatives = False
         self._dnames = False
+        self._aliases = False
         self._next_sweep = 0
         self.generation = 0
         """Raised by every flush, so that work begun before it can see that it is late."""
@@ -194,6 +196,16 @@ class Cache:
                 if self._negatives and transport and self._live(owner + b"\0\0", now_ms):
                     refusal = Refusal.LOCAL_DATA_LIVE
                     continue
+                if old is None and transport and rrtype != rrtypes.CNAME and self._aliases:
+                    # Better data says that this name is an alias, which answers for every type of it.
+                    alias = self._live(owner + _CNAME, now_ms)
+                    if alias is not None and alias[24] > rank and not alias[25] & _NEGATIVE:
+                        refusal = Refusal.LOCAL_DATA_LIVE if alias[25] & _LOCAL else Refusal.BETTER_KNOWN
+                        continue
+                if rrtype == rrtypes.CNAME and rank > Rank.BUS_AUTHORITATIVE:
+                    self._aliases = True
+                if self._negatives and not transport:
+                    self._forget(owner + b"\0\0")  # a name that has data exists
                 if rrtype == rrtypes.DNAME:
                     self._dnames = True
                 value = pack_header(expires_ms, learned_ms, now_ms, rank, flags, last[3], len(sigs)) + rrs + sigs
@@ -248,11 +260,21 @@ class Cache:
         if old is not None and old[:8] > now_ms.to_bytes(8, "big") and old[24] > Rank.LOCAL and not old[25] & _NEGATIVE:
             return Refusal.BETTER_KNOWN
         self._negatives = True
-        body = b"" if soa is None else len(soa.owner).to_bytes(1, "big") + soa.owner + soa.rrs
+        body = b"" if soa is None else len(soa.owner).to_bytes(1, "big") + soa.owner + soa.rrs + soa.sigs
+        sigs_length = 0 if soa is None else len(soa.sigs)
         flags = _LOCAL | _NEGATIVE | Evidence.AUTHORITATIVE << 4
-        header = _HEADER.pack(expires_ms, now_ms, now_ms, Rank.LOCAL, flags, self._source(origin, "", "")[3], 0)
+        header = _HEADER.pack(
+            expires_ms, now_ms, now_ms, Rank.LOCAL, flags, self._source(origin, "", "")[3], sigs_length
+        )
         self._store(shard, key, header + body)
         return None
+
+    def _forget(self, key: bytes) -> None:
+        shard = self._shards[hash(key) & self._mask]
+        for entries, field in ((shard.young, "young_bytes"), (shard.old, "old_bytes")):
+            gone = entries.pop(key, None)
+            if gone is not None:
+                setattr(shard, field, getattr(shard, field) - len(key) - len(gone) - _ENTRY_OVERHEAD)
 
     def _store(self, shard: _Shard, key: bytes, value: bytes) -> None:
         size = len(key) + len(value) + _ENTRY_OVERHEAD
@@ -320,18 +342,22 @@ class Cache:
 
     def _links(self, name: bytes, now: float) -> tuple[Cached, ...]:
         """The CNAME at `name`, and the DNAME that yields it where one is known."""
+        alias = self.get(name, rrtypes.CNAME, now)
+        if alias is not None and alias.negative:
+            alias = None
         if self._dnames:
             for above in ancestors(name):
                 dname = None if above == name else self.get(above, rrtypes.DNAME, now)
                 if dname is not None and not dname.negative:
                     target = name[: len(name) - len(above)] + cname_target(dname.rrset)
+                    if alias is not None and alias.rank > dname.rank and cname_target(alias.rrset) != target:
+                        break
                     if len(target) > 255:
                         return ()
                     ttl = dname.rrset.ttl
                     cname = RRset(name, rrtypes.CNAME, ttl, pack(rrtypes.CNAME, ttl, (target,)))
                     return dname, dname._replace(rrset=cname)
-        cname_entry = self.get(name, rrtypes.CNAME, now)
-        return () if cname_entry is None or cname_entry.negative else (cname_entry,)
+        return () if alias is None else (alias,)
 
     def _live(self, key: bytes, now_ms: int) -> bytes | None:
         shard = self._shards[hash(key) & self._mask]
@@ -346,14 +372,15 @@ class Cache:
 
     def _expand(self, owner: bytes, rrtype: int, value: bytes, now: float) -> Cached:
         expires_ms, learned_ms, received_ms, rank, flags, source, sigs_length = _HEADER.unpack_from(value)
-        ttl = max(0, int(expires_ms / 1000 - now))
+        # A clock that was set back must not lengthen a life.
+        ttl = max(0, int(min(expires_ms / 1000 - now, (expires_ms - learned_ms) / 1000)))
+        split = len(value) - sigs_length
         negative = bool(flags & _NEGATIVE)
         if negative:
             size = value[_HEADER_SIZE] if len(value) > _HEADER_SIZE else 0
             soa_at = _HEADER_SIZE + 1 + size
-            rrset = RRset(value[_HEADER_SIZE + 1 : soa_at], rrtypes.SOA, ttl, value[soa_at:])
+            rrset = RRset(value[_HEADER_SIZE + 1 : soa_at], rrtypes.SOA, ttl, value[soa_at:split], value[split:])
         else:
-            split = len(value) - sigs_length
             rrset = RRset(owner, rrtype, ttl, value[_HEADER_SIZE:split], value[split:])
         origin, transport, signer = self._source_list[source]
         return Cached(

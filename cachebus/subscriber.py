@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from cachebus.answer import Answer, Refusal
-from cachebus.cache import Cache, bus_rank
+from cachebus.cache import Cache
 from cachebus.filters.policy import Policy
 from cachebus.history import History
 from cachebus.ports import Clock, Codec, Datagram, Receive, Sender, Sink
@@ -67,7 +67,8 @@ class Subscriber:
         for answer, refusal in zip(acceptable, self._cache.put_all(acceptable, now), strict=True):
             if refusal is None:
                 self.accepted += 1
-                if self._sinks:
+                # Of a chain, only a part may have been stored: the rest is what somebody better says otherwise.
+                if self._sinks and (len(answer.rrsets) == 1 or self._is_held(answer, now)):
                     self._offer(answer, now)
             elif refusal is _BETTER_KNOWN:
                 self._count(refusal)  # the most common one; what is known instead is what `why` shows
@@ -77,12 +78,10 @@ class Subscriber:
                 self._refuse(answer, refusal, now)
 
     def _is_held(self, answer: Answer, now: float) -> bool:
-        """Whether a chain's RRsets came one by one before: they are no news, but the answer to its question is."""
+        """Whether the cache says what a chain says, whoever told it first: then no rank is evaded by the whole."""
         for rrset in answer.rrsets:
             cached = self._cache.get(rrset.owner, rrset.type, now)
-            if cached is None or cached.local or cached.rank > bus_rank(answer.evidence):
-                return False
-            if not same_data(cached.rrset, rrset):
+            if cached is None or cached.negative or not same_data(cached.rrset, rrset):
                 return False
         return True
 

@@ -10,28 +10,32 @@ goes through the full parse and the chain rules.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.errors import MessageError
 from cachebus.filters.chain import DEFAULT_MAX_TTL, assemble
+from cachebus.filters.edns import refusal_in
 from cachebus.ports import Datagram, Sender
 from cachebus.wire import rrtypes
-from cachebus.wire.message import AA, AD, QR, cname_target, compose, parse
+from cachebus.wire.message import AA, AD, CD, QR, cname_target, compose, parse
+from cachebus.wire.name import is_at_or_below
 from cachebus.wire.shortcut import Taken, take_over
 from cachebus.wire.tsig import Key, Signer, Verified, Verifier
 
 MAX_MESSAGE = 1232
 """Bytes of a message on udp and multicast: fits every path without fragments (RFC 9715 section 3.1)."""
+MAX_HEADS = 64
+"""Answers that one message may hold under a dummy question; each is looked for among all of its records."""
 MAX_SENDERS = 10_000
 """Senders whose clock offset is remembered."""
 
 _VALIDATED = Evidence.VALIDATED
 _new = tuple.__new__
-_FORM = QR | 0x7800 | 0x0200 | 0x000F
-"""Flags that must read as a response, opcode QUERY, not truncated, NOERROR."""
+_FORM = QR | 0x7800 | 0x0200 | CD | 0x000F
+"""Flags that must read as a response, opcode QUERY, not truncated, checked, NOERROR."""
 _GOOD_FLAGS = {flags.to_bytes(2, "big"): bool(flags & AD) for flags in range(QR, QR + 0x8000) if flags & _FORM == QR}
 """All flags that do -> whether AD is among them."""
 
@@ -183,11 +187,15 @@ class DnsCodec:
             return Refusal.QUESTION_COUNT
         if message.tsig:
             return Refusal.TSIG_FORM
+        if message.opt is not None and (made_up := refusal_in(message.opt.options)) is not None:
+            return made_up
         if message.other_class or (message.questions and message.qclass != 1):
             return Refusal.CLASS
         if not message.answer:
             return Refusal.NO_ANSWER
         heads = _heads(message.answer, message.qname, message.qtype)
+        if len(heads) > MAX_HEADS:
+            return Refusal.OVERSIZE
         answers: list[Answer] = []
         refusal = Refusal.NO_ANSWER
         for qname, qtype in heads:
@@ -198,20 +206,14 @@ class DnsCodec:
             if isinstance(rrsets, Refusal):
                 refusal = rrsets
                 continue
-            if rrsets[-1].type != qtype:
-                qtype = rrsets[-1].type
-            answers.append(
-                Answer(
-                    qname,
-                    qtype,
-                    rrsets,
-                    evidence,
-                    peer.origin,
-                    learned,
-                    transport=self._transport,
-                    signer=peer.key.text,
-                )
-            )
+            whole = rrsets[-1].type == qtype
+            for name, rrtype, kept in ((qname, qtype, rrsets),) if whole else _alone(rrsets):
+                answers.append(
+                    Answer(
+                        name, rrtype, kept, evidence, peer.origin, learned,
+                        transport=self._transport, signer=peer.key.text,
+                    )
+                )  # fmt: skip
         return answers or refusal
 
     def _new_peer(self, sender: Sender, key: Key) -> _Peer:
@@ -255,7 +257,17 @@ def _form_refusal(flags: int) -> Refusal:
         return Refusal.NOT_A_RESPONSE
     if flags & 0x7800:
         return Refusal.OPCODE
-    return Refusal.TRUNCATED if flags & 0x0200 else Refusal.RCODE
+    if flags & 0x0200:
+        return Refusal.TRUNCATED
+    return Refusal.RCODE if flags & 0x000F else Refusal.CLIENT_CHECKING_DISABLED
+
+
+def _alone(rrsets: tuple[RRset, ...]) -> Iterator[tuple[bytes, int, tuple[RRset, ...]]]:
+    """The RRsets of a chain that stops early, under their own names and types; a recomputed CNAME keeps its DNAME."""
+    dname: tuple[RRset, ...] = ()
+    for rrset in rrsets:
+        yield rrset.owner, rrset.type, (*dname, rrset)
+        dname = (rrset,) if rrset.type == rrtypes.DNAME else ()
 
 
 def _heads(rrsets: tuple[RRset, ...], qname: bytes, qtype: int) -> list[tuple[bytes, int]]:
@@ -266,7 +278,7 @@ def _heads(rrsets: tuple[RRset, ...], qname: bytes, qtype: int) -> list[tuple[by
     """
     if any(rrset.owner == qname and rrset.type in (qtype, rrtypes.CNAME) for rrset in rrsets):
         return [(qname, qtype)]
-    if qname and any(rrset.type == rrtypes.DNAME and qname.endswith(rrset.owner) for rrset in rrsets):
+    if qname and any(rrset.type == rrtypes.DNAME and is_at_or_below(qname, rrset.owner) for rrset in rrsets):
         return [(qname, qtype)]
     targets = {cname_target(rrset) for rrset in rrsets if rrset.type == rrtypes.CNAME}
     final_types = {rrset.owner: rrset.type for rrset in rrsets if rrset.type != rrtypes.CNAME}

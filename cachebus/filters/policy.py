@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from enum import Enum
 
 from cachebus.answer import Answer, Refusal
+from cachebus.errors import MessageError
 from cachebus.filters.chain import DEFAULT_MAX_TTL, refused_type
 from cachebus.presentation import name_from_text
 from cachebus.wire import rrtypes
 from cachebus.wire.message import records
-from cachebus.wire.name import ancestors
+from cachebus.wire.name import ancestors, skip_name
 
 MIN_TTL = 30
 """Seconds: an answer that lives shorter is seldom asked for on another node before it is gone."""
@@ -80,7 +81,9 @@ class _Name(Enum):
 
 _PUBLIC = _Name.PUBLIC
 _A = rrtypes.A
-_ADDRESSES = frozenset({rrtypes.A, rrtypes.AAAA})
+_IPV4_HINT, _IPV6_HINT = 4, 6
+_SERVICES = frozenset({rrtypes.SVCB, rrtypes.HTTPS})
+_ADDRESSES = frozenset({rrtypes.A, rrtypes.AAAA}) | _SERVICES
 
 
 class Policy:
@@ -155,7 +158,27 @@ def names(texts: Iterable[str]) -> frozenset[bytes]:
 def _private(rrtype: int, rrs: bytes) -> bool:
     if rrtype == rrtypes.A:
         return any(rrs[position : position + 2] in _PRIVATE_V4 for position in range(12, len(rrs), 16))
+    if rrtype in _SERVICES:
+        return any(_has_private_hint(rdata) for _, _, rdata in records(rrs))
     return any(_is_private_v6(rdata) for _, _, rdata in records(rrs))
+
+
+def _has_private_hint(rdata: bytes) -> bool:
+    """Whether ipv4hint or ipv6hint (RFC 9460 section 7.3) has a private address: clients connect to it."""
+    try:
+        position = skip_name(rdata, 2, len(rdata))
+    except MessageError:
+        return False
+    while position + 4 <= len(rdata):
+        key = rdata[position] << 8 | rdata[position + 1]
+        start = position + 4
+        position = start + (rdata[position + 2] << 8 | rdata[position + 3])
+        value = rdata[start:position]
+        if key == _IPV4_HINT and any(value[at : at + 2] in _PRIVATE_V4 for at in range(0, len(value), 4)):
+            return True
+        if key == _IPV6_HINT and any(_is_private_v6(value[at : at + 16]) for at in range(0, len(value) & ~15, 16)):
+            return True
+    return False
 
 
 def _is_private_v6(address: bytes) -> bool:

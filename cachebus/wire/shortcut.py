@@ -97,8 +97,11 @@ def take_over(data: bytes, end: int, now: float, max_ttl: int) -> Taken | None:
 
 
 def _differ(data: bytes, start: int, stride: int, records: int) -> bool:
-    """Whether that many records of equal length stand there, and no two are the same."""
+    """Whether that many records of equal head and length stand there, and no two are the same."""
     end = start + stride * records
+    head = data[start : start + 12]
+    if not all(data.startswith(head, at) for at in range(start, end, stride)):
+        return False  # one of the heads that were counted is RDATA
     return len({data[at : at + stride] for at in range(start, end, stride)}) == records
 
 
@@ -111,6 +114,8 @@ def _signed_by_one(data: bytes, start: int, end: int, rrtype: bytes, owner: byte
     left = (int.from_bytes(expiration, "big") - now) & 0xFFFFFFFF
     if (
         covered != rrtype
+        or this_ttl[0] & 0x80
+        or original[0] & 0x80
         or labels[0] != label_count(owner)
         or left > MAX_TTL
         or (now - int.from_bytes(inception, "big")) & 0x80000000
@@ -135,6 +140,8 @@ def _chain(
     all_signed = True
     while True:
         rrtype, ttl, after, number = _rrset(data, position, count, pointer, max_ttl)
+        if rrtype == rrtypes.CNAME and number > 1:
+            return None
         rrs = data[position:after] if pointer == _QUESTION else _packed(data, position, after, number)
         if number > 1 and _repeats(rrs):
             return None
@@ -212,6 +219,8 @@ def _signatures(
             or this_covered != covered
             or sig_labels != labels
             or left > MAX_TTL
+            or this_ttl > MAX_TTL
+            or original > MAX_TTL
             or (now - inception) & 0x80000000
             or not _signer_fits(data, position + 30, position + 12 + size, owner)
         ):
@@ -225,7 +234,7 @@ def _signatures(
 
 def _signer_fits(data: bytes, position: int, end: int, owner: bytes) -> bool:
     """Whether the signer's name at `position` is the owner or above it; it nearly always is the owner's parent."""
-    if data.startswith(owner[owner[0] + 1 :], position) or data.startswith(owner, position):
+    if data.startswith(owner[owner[0] + 1 :], position, end) or data.startswith(owner, position, end):
         return owner[0] != 1 or owner[1] != 0x2A  # a wildcard's own labels are counted otherwise: the long way
     at = position
     while length := data[at]:

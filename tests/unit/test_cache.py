@@ -356,3 +356,46 @@ def test_an_empty_answer_changes_nothing() -> None:
     cache = Cache("b")
     assert cache.put(Answer(WWW, 1, (RRset(WWW, 1, 0, b""),), Evidence.CONFIRMED, "a", NOW), NOW) is Refusal.EXPIRED
     assert cache.statistics()["entries"] == 0
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_a_live_local_alias_is_not_evaded_by_another_type_or_a_dname(above: bool) -> None:
+    cache = Cache("b")
+    alias = answer(rrset("www.example.com", "CNAME", "good.example.com."), evidence=Evidence.VALIDATED)
+    cache.put(alias, NOW)
+    forged = rrset("example.com", "DNAME", "evil.net.") if above else rrset("www.example.com", "A", "203.0.113.66")
+    refusal = cache.put(answer(forged, transport="lan"), NOW)
+    assert refusal is (None if above else Refusal.LOCAL_DATA_LIVE)
+    found = cache.resolve(name_from_text("www.example.com"), 1, NOW)
+    assert found is not None
+    assert (found.chain[0].rrset.owner, found.chain[0].rank) == (
+        name_from_text("www.example.com"),
+        Rank.LOCAL_VALIDATED,
+    )
+
+
+def test_local_data_ends_a_local_nxdomain() -> None:
+    cache = Cache("b")
+    name = name_from_text("www.example.com")
+    cache.put_negative(name, 0, NXDOMAIN, None, 600, NOW, "b")
+    cache.put(address(learned=NOW + 1), NOW + 1)
+    assert cache.resolve(name, 28, NOW + 1) is None
+    assert cache.statistics()["entries"] == 1
+
+
+def test_a_negative_answer_keeps_its_soas_signatures() -> None:
+    cache = Cache("b")
+    soa = rrset("example.com", "SOA", "ns.example.com. host.example.com. 1 2 3 4 60", sigs=rrsig("example.com", "SOA"))
+    cache.put_negative(name_from_text("no.example.com"), 0, NXDOMAIN, soa, 60, NOW, "b")
+    found = cache.resolve(name_from_text("no.example.com"), 1, NOW)
+    assert found is not None
+    assert found.soa is not None
+    assert (found.soa.rrs, found.soa.sigs) == (soa.rrs, soa.sigs)
+
+
+def test_a_clock_set_back_lengthens_no_life() -> None:
+    cache = Cache("b")
+    cache.put(address(ttl=300), NOW)
+    cached = cache.get(name_from_text("www.example.com"), 1, NOW - 3600)
+    assert cached is not None
+    assert cached.rrset.ttl == 300

@@ -259,3 +259,63 @@ def test_a_reload_keeps_the_replay_memory() -> None:
     after.inherit(before)
     assert after.decode(data, PEER, NOW) is Refusal.DUPLICATE
     assert after.clock_offsets()
+
+
+@pytest.mark.parametrize(
+    ("header", "refusal"),
+    [
+        ("c00c 001c 0003 0000012c 0010", Refusal.CLASS),
+        ("c00c 001c 0001 0000012c ffff", Refusal.MALFORMED),
+        ("c00c 001c 0001 00000000 0010", Refusal.TTL_ZERO),
+    ],
+)
+def test_a_record_that_imitates_a_header_hides_no_other(header: str, refusal: Refusal) -> None:
+    www = rrset("www.example.com", "AAAA", "2001:db8::1", "2001:db8::2")
+    message = compose(1, QR | AA, www.owner, 28, [(www, 300)])
+    first = message[-56:-44]
+    assert taken(signed(message[:-56] + first + first + bytes(4) + bytes.fromhex(header) + bytes(16))) is refusal
+
+
+@pytest.mark.parametrize(("offset", "refusal"), [(-84, Refusal.TTL_ZERO), (-98, Refusal.TTL_ZERO)])
+def test_top_bit_ttls_of_a_signature(offset: int, refusal: Refusal) -> None:
+    www = rrset("www.example.com", "A", "192.0.2.1", sigs=rrsig("www.example.com", "A"))
+    message = bytearray(compose(1, QR | AA, www.owner, 1, [(www, 300)]))
+    sig = len(message) - len(www.sigs)
+    at = sig + 6 if offset == -98 else sig + 12 + 4
+    message[at] |= 0x80
+    assert taken(signed(bytes(message))) is refusal
+
+
+def test_a_signature_without_signer_borrows_none_from_the_key_name() -> None:
+    www = rrset("www.example.com", "A", "192.0.2.1", sigs=rrsig("www.example.com", "A")[:30])
+    sigs = www.sigs[:10] + (18).to_bytes(2, "big") + www.sigs[12:]
+    message = compose(1, QR | AA, www.owner, 1, [(www._replace(sigs=sigs), 300)])
+    other = key("example.com")
+    assert taken(Signer(other).sign(message, NOW)[0], more_keys=(other,)) is Refusal.MALFORMED
+
+
+def test_what_nobody_checked_and_what_is_true_for_some_clients_only() -> None:
+    www = CHAIN[1]
+    message = compose(1, QR | AA | 0x10, www.owner, 1, [(www, 300)])
+    assert taken(signed(message)) is Refusal.CLIENT_CHECKING_DISABLED
+    message = compose(1, QR | AA, www.owner, 1, [(www, 300)])
+    opt = bytes.fromhex("00 0029 04d0 00000000 000b 0008 0007 0001 18 18 c00002")
+    scoped = message[:10] + b"\0\1" + message[12:] + opt
+    assert taken(signed(scoped)) is Refusal.CLIENT_SUBNET
+
+
+def test_a_chain_that_stops_early_is_taken_link_by_link() -> None:
+    links = (rrset("a.example.com", "CNAME", "b.example.com."), rrset("b.example.com", "CNAME", "c.example.com."))
+    message = compose(1, QR | AA, links[0].owner, 1, [(link, 300) for link in links])
+    found = taken(signed(message))
+    assert not isinstance(found, Refusal)
+    assert [(each.name, each.type, len(each.rrsets)) for each in found] == [
+        ("a.example.com.", "CNAME", 1),
+        ("b.example.com.", "CNAME", 1),
+    ]
+
+
+def test_a_dummy_question_with_a_flood_of_names_is_refused_at_once() -> None:
+    flood = [(rrset(f"n{number}.example.com", "A", "192.0.2.1"), 300) for number in range(65)]
+    assert taken(signed(compose(1, QR | AA, b"\5dummy\0", 1, flood))) is Refusal.OVERSIZE
+    assert len(taken(signed(compose(1, QR | AA, b"\5dummy\0", 1, flood[:64])))) == 64  # type: ignore[arg-type]

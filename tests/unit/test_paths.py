@@ -229,3 +229,16 @@ async def test_five_nodes_refresh_one_hot_name_about_once_a_ttl(clock: ManualClo
     for node in nodes:
         await node.__aexit__()
     assert 20 <= queries <= 30
+
+
+async def test_a_chain_carries_nothing_past_better_data_to_the_sinks(clock: ManualClock) -> None:
+    network = MemoryNetwork()
+    async with MemoryNode("a", network, ["b"], clock) as a, MemoryNode("b", network, [], clock) as b:
+        b.cache.put(address(last=9, evidence=Evidence.VALIDATED, learned=clock()), clock())
+        forged = rrset("www.example.com", "A", "203.0.113.66")
+        a.publisher.publish(answer(rrset("new.example.com", "CNAME", "www.example.com."), forged))
+        true = rrset("www.example.com", "A", "192.0.2.9")
+        a.publisher.publish(answer(rrset("old.example.com", "CNAME", "www.example.com."), true))
+        await settle(a)
+        network.deliver()
+        assert [each.name for each in b.sink.answers] == ["old.example.com."]

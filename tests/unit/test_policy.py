@@ -174,3 +174,16 @@ def test_noise_memory_is_bounded() -> None:
         control.refuse(address(f"n{number}.example.com"), NOW) is Refusal.ALREADY_SHARED for number in range(100)
     )
     assert again <= 20
+
+
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ("1 . alpn=h2 ipv4hint=192.0.2.1,10.0.0.1", Refusal.PRIVATE_ADDRESS),
+        ("1 . ipv6hint=2001:db8::1,fd00::1", Refusal.PRIVATE_ADDRESS),
+        ("1 . alpn=h2 ipv4hint=192.0.2.1 ipv6hint=2001:db8::1", None),
+        ("0 svc.example.net.", None),
+    ],
+)
+def test_address_hints_are_addresses(text: str, refusal: Refusal | None) -> None:
+    assert policy().refuse_to_accept(answer(rrset("www.example.com", "HTTPS", text))) is refusal
