@@ -237,7 +237,8 @@ class Cache:
             return False, None
         if rank == old_rank and (old_local or learned_ms > old_learned):
             return learned_ms < old_learned, Refusal.BETTER_KNOWN
-        if expires_ms > old_expires and _same_records(old, sigs_length, rrset):
+        # Only local data is renewed by a weaker level: a peer's word lives by its own rank.
+        if expires_ms > old_expires and (old_local or rank >= old_rank) and _same_records(old, sigs_length, rrset):
             expires_ms = _cap_by_signatures(old, sigs_length, expires_ms)
             if expires_ms > old_expires:
                 self._store(shard, key, _EXPIRES.pack(expires_ms) + old[8:])

@@ -17,9 +17,6 @@ from cachebus.shim.settings import Network
 from cachebus.shim.tasks import Tasks
 from cachebus.wire.message import NXDOMAIN, REFUSED, SERVFAIL
 
-MAX_REMEMBERED_CLIENTS = 4096
-"""Addresses whose access was looked up; then the memory starts afresh."""
-
 Answered = bytes | Coroutine[Any, Any, bytes] | None
 """A reply, a coroutine that gives it, or None: silence."""
 
@@ -39,7 +36,6 @@ class Service:
         self._allow = tuple(allow)
         self._max_in_flight = max_in_flight
         self._clock = clock
-        self._clients: dict[str, bool] = {}
         self.counters = dict.fromkeys(
             ("queries", "prohibited", "overloaded", "errors", "servfail", "nxdomain", *(drop.value for drop in Drop)), 0
         )
@@ -55,7 +51,7 @@ class Service:
             self.counters["errors"] += 1
             return compose_error(query)
         limit = MAX_STREAM_PAYLOAD if stream else udp_limit(query.edns)
-        if not self._is_allowed(client):
+        if not self._is_allowed(client):  # looked up each time: no client's address outlives its question
             self.counters["prohibited"] += 1
             return compose_reply(query, _PROHIBITED, limit)
         response = self._order.answer(query, self._clock())
@@ -77,12 +73,5 @@ class Service:
         return compose_reply(query, response, limit)
 
     def _is_allowed(self, client: str) -> bool:
-        known = self._clients.get(client)
-        if known is None:
-            if len(self._clients) >= MAX_REMEMBERED_CLIENTS:
-                self._clients.clear()
-            address = ip_address(client.partition("%")[0])
-            known = self._clients[client] = any(
-                address.version == network.version and address in network for network in self._allow
-            )
-        return known
+        address = ip_address(client.partition("%")[0])
+        return any(address.version == network.version and address in network for network in self._allow)

@@ -113,6 +113,13 @@ def test_the_same_data_with_a_later_expiry_renews_local_data_and_keeps_its_rank(
     assert cache.statistics()["renewed"] == 1
 
 
+def test_a_weaker_peer_does_not_renew_a_stronger_ones_data() -> None:
+    cache = Cache("b")
+    cache.put(bus(address(ttl=300), Evidence.VALIDATED), NOW)
+    assert cache.put(bus(address(ttl=86400), learned=NOW + 1), NOW + 1) is Refusal.BETTER_KNOWN
+    assert cache.get(WWW, rrtypes.A, NOW + 301) is None
+
+
 def test_a_renewal_never_outlives_the_signatures_that_are_kept() -> None:
     cache = Cache("b")
     signed = rrset("www.example.com", "A", "192.0.2.1", ttl=100, sigs=rrsig("www.example.com", "A", expiration=150))
