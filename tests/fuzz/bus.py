@@ -267,8 +267,12 @@ class _BusTarget(Target[BusMessage]):
         return BusMessage(usual_message(rng), below(rng, 3))
 
     def mutated(self, rng: Random) -> BusMessage:
+        die = rng.random()
+        if die < 0.4:
+            message = make_message(rng, Shape(NOW, usual=rng.random() < 0.8, change=True))
+            return BusMessage(message, below(rng, 3))
         message = usual_message(rng)
-        if rng.random() < 0.1:
+        if die < 0.5:
             return BusMessage(message, below(rng, 3), below(rng, 1 << 32))
         start = (0, 12, 12)[below(rng, 3)]
         return BusMessage(mutate(rng, message, (usual_message(rng),), start=min(start, len(message))), below(rng, 3))

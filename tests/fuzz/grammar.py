@@ -10,7 +10,7 @@ import struct
 from random import Random
 from typing import NamedTuple
 
-from tests.fuzz.mutate import LONGS, below
+from tests.fuzz.mutate import BYTES, LONGS, below
 
 QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010
 A, NS, CNAME, SOA, PTR, MX, TXT, RP, SIG, AAAA, NXT, SRV, NAPTR, DNAME = 1, 2, 5, 6, 12, 15, 16, 17, 24, 28, 30, 33, 35, 39
@@ -166,6 +166,8 @@ class Shape(NamedTuple):
     flags: int | None = None
     qname: bytes | None = None
     ident: int | None = None
+    change: bool = False
+    """Records are changed before they are written: lengths and counts stay right, so what is behind them is reached."""
 
 
 USUAL = Shape(usual=True)
@@ -198,6 +200,10 @@ def make_message(rng: Random, shape: Shape = Shape()) -> bytes:  # noqa: B008 --
     elif rng.random() < 0.05:
         questions = 0
     flags = pick_flags(rng) if shape.flags is None else shape.flags
+    if shape.change:
+        answer = change_records(rng, answer)
+        if rng.random() < 0.1:
+            flags ^= 1 << below(rng, 16)
     ident = below(rng, 65536) if shape.ident is None else shape.ident
     writer = Writer(rng, usual=shape.usual)
     for _ in range(questions):
@@ -206,6 +212,50 @@ def make_message(rng: Random, shape: Shape = Shape()) -> bytes:  # noqa: B008 --
         writer.record(record)
     counts = struct.pack("!HHHHHH", ident, flags, questions, len(answer), len(authority), len(additional))
     return counts + bytes(writer.data[12:])
+
+
+def change_records(rng: Random, records: list[Record]) -> list[Record]:
+    """Some records with another owner, type, TTL, class or RDATA, repeated, left out or moved."""
+    changed = list(records)
+    for _ in range(1 + below(rng, 2)):
+        if not changed:
+            return make_rrset(rng, pick_name(rng), pick_type(rng), 0)
+        at = below(rng, len(changed))
+        record = changed[at]
+        match below(rng, 11):
+            case 0:
+                changed[at] = record._replace(owner=pick_name(rng))
+            case 1:
+                changed[at] = record._replace(type=TYPES[below(rng, len(TYPES))])
+            case 2:
+                changed[at] = record._replace(ttl=LONGS[below(rng, len(LONGS))])
+            case 3:
+                changed[at] = record._replace(rrclass=below(rng, 5))
+            case 4 | 5:
+                changed[at] = record._replace(rdata=_change_rdata(rng, record.rdata))
+            case 6:
+                changed.insert(below(rng, len(changed) + 1), record)
+            case 7:
+                del changed[at]
+            case 8:
+                changed[at] = record._replace(rdata=changed[below(rng, len(changed))].rdata)
+            case 9:
+                changed.append(record._replace(rdata=rdata(rng, record.type)))
+            case _:
+                changed.append(changed.pop(at))
+    return changed
+
+
+def _change_rdata(rng: Random, pieces: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """A name replaced, or a byte of another piece."""
+    at = below(rng, len(pieces))
+    piece = pieces[at]
+    if isinstance(piece, Name):
+        piece = Name(pick_name(rng))
+    elif piece:
+        place = below(rng, len(piece))
+        piece = piece[:place] + bytes([BYTES[below(rng, len(BYTES))]]) + piece[place + 1 :]
+    return (*pieces[:at], piece, *pieces[at + 1 :])
 
 
 def pick_flags(rng: Random) -> int:
