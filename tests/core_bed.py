@@ -34,7 +34,12 @@ def keyring(name: str = KEY_NAME, algorithm: str = "hmac-sha256", secret: bytes 
 
 def rdata(rrtype: str, text: str) -> bytes:
     """RDATA in wire form, uncompressed, of presentation form."""
-    return dns.rdata.from_text(dns.rdataclass.IN, type_from_text(rrtype), text, origin=dns.name.root, relativize=False).to_wire() or b""
+    return (
+        dns.rdata.from_text(
+            dns.rdataclass.IN, type_from_text(rrtype), text, origin=dns.name.root, relativize=False
+        ).to_wire()
+        or b""
+    )
 
 
 def rrset(owner: str, rrtype: str, *texts: str, ttl: int = 300, sigs: bytes = b"") -> RRset:
