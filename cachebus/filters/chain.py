@@ -107,7 +107,7 @@ def _step(found: dict[tuple[bytes, int], RRset], name: bytes, qtype: int, *, dna
     if above is None:
         rrset = final or alias
         return None if rrset is None else Link(rrset)
-    if final is not None and qtype != CNAME:
+    if _has_other_data(found, name):
         return Refusal.FORGED_CNAME  # nothing but the DNAME's own CNAME lives below a DNAME (RFC 6672 section 2.4)
     synthesised = synthesise(above, name)
     if isinstance(synthesised, Refusal):

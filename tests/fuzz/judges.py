@@ -101,11 +101,11 @@ class DnstapJudgeTarget(Target[bytes]):
 
     def draw(self, rng: Random) -> tuple[bytes, bool]:
         die = rng.random()
-        if die < 0.04:
+        if die < 0.02:
             return rng.randbytes(below(rng, 60)), False
-        if die < 0.1:
+        if die < 0.06:
             return self._captured[below(rng, len(self._captured))], False
-        if die < 0.2:
+        if die < 0.13:
             return mutate(rng, self._captured[below(rng, len(self._captured))], self._captured), True
         if not self._queue:
             self._queue = self._exchange(rng)
@@ -118,7 +118,7 @@ class DnstapJudgeTarget(Target[bytes]):
 
     def _exchange(self, rng: Random) -> list[tuple[bytes, bool]]:
         """What a resolver logs of one question: query, response, what it told clients; changed alike, mostly."""
-        change = rng.random() < 0.75
+        change = rng.random() < 0.72
         ident, port = below(rng, 4), 1024 + below(rng, 4)
         flags = QR | AA if rng.random() < 0.9 else QR | RA
         fields = change and rng.random() < 0.7

@@ -89,6 +89,7 @@ def test_a_cname_asked_for_is_not_followed() -> None:
         (["example.test. 300 DNAME a.test.", "example.test. 300 DNAME b.test."], Refusal.BROKEN_CHAIN),
         (["example.test. 300 DNAME a.test.", f"{WWW} 300 CNAME www.b.test."], Refusal.FORGED_CNAME),
         (["example.test. 300 DNAME a.test.", f"{WWW} 300 A 192.0.2.1"], Refusal.FORGED_CNAME),
+        (["example.test. 300 DNAME example.test.", f"{WWW} 300 DNAME b.test."], Refusal.FORGED_CNAME),
         (["test. 300 DNAME example.test."], Refusal.CHAIN_LOOP),
     ],
 )
