@@ -17,13 +17,19 @@ from typing import NamedTuple
 import click
 import pytest
 
-from cachebus import Refusal
+from cachebus import Refusal, node
 from cachebus.cli import cachebus as command_line
+from cachebus.codecs import dns
 from cachebus.config import loads
 from cachebus.config.keyfile import make_key, write_key_file
+from cachebus.config.loader import LATER
+from cachebus.filters import pairing, policy
 from cachebus.ports import TransportSettings
 from cachebus.registry import installed_transports
+from cachebus.shim import forward
+from cachebus.sinks import unbound
 from cachebus.testing import TransportBed, transport_contract
+from cachebus.wire import tsig
 from cachebus.wire.message import parse
 from tests.servers import find, require
 
@@ -162,6 +168,43 @@ def test_every_command_exists_with_its_options(words: list[str]) -> None:
 def test_every_verb_in_the_text_exists(page: Path) -> None:
     for verb in re.findall(r"`cachebus ([a-z]+)", page.read_text()):
         command_of([verb] if verb != "keygen" else ["keygen", "tsig"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_leads_to_a_working_paper(page: Path) -> None:
+    assert "STATUS" not in page.read_text()
+
+
+# Figures
+
+
+FIGURES = [
+    ("docs/sinks/unbound.md", "at most {}", unbound.BATCH_ANSWERS),
+    ("docs/sinks/unbound.md", "second, {} by default", unbound.DEFAULT_RATE),
+    ("docs/sinks/unbound.md", "up to {:,}", unbound.MAX_REFILL),
+    ("docs/operations.md", "to {:,}, or to the hard limit", node.DESCRIPTORS),
+    ("docs/operations.md", "more than {:g} s is logged", node.CLOCK_WARNING),
+    ("docs/operations.md", "within `fudge` ({} s)", tsig.MAX_FUDGE),
+    ("docs/operations.md", "are refused for {} s", tsig.MAX_FUDGE),
+    ("docs/wire/dns.md", "min(fudge, {}) seconds", tsig.MAX_FUDGE),
+    ("docs/wire/dns.md", "`max_message` bytes ({} by default)", dns.MAX_MESSAGE),
+    ("docs/wire/dns.md", "at most {} of them", dns.MAX_HEADS),
+    ("docs/adr/0004-pairing-ports.md", "last {} opened", pairing.RECENT_PORTS),
+    ("docs/adr/0005-min-ttl-is-the-senders.md", "TTL, {} s by default", policy.MIN_TTL),
+    ("docs/shim.md", "after {} s or an error", forward.TRY_INTERVAL),
+]
+"""Page, words, and the constant that stands in them."""
+
+
+@pytest.mark.parametrize(("page", "words", "constant"), FIGURES, ids=[f"{page} {words}" for page, words, _ in FIGURES])
+def test_figures_are_those_of_the_code(page: str, words: str, constant: float) -> None:
+    assert words.format(constant) in " ".join((ROOT / page).read_text().split())
+
+
+def test_configuration_names_every_key_of_later_versions() -> None:
+    text = (ROOT / "docs/configuration.md").read_text()
+    keys = LATER[""] | LATER["shim"] | LATER["share"] | LATER["shim.upstreams"]
+    assert [key for key in sorted(keys) if f"{key}`" not in text] == []
 
 
 # Bytes
