@@ -61,11 +61,15 @@ def make_policy(share: models.Share) -> Policy:
     )
 
 
-def make_noise(share: models.Share) -> Noise:
-    """Noise control."""
-    return Noise(
-        NoiseSettings(second_sighting=share.second_sighting, node_rate=share.rate.node, zone_rate=share.rate.zone)
+def make_noise(share: models.Share, started: float) -> Noise:
+    """Noise control. `started`: when the node did."""
+    settings = NoiseSettings(
+        second_sighting=share.second_sighting,
+        damping=share.damping,
+        node_rate=share.rate.node,
+        zone_rate=share.rate.zone,
     )
+    return Noise(settings, started=started)
 
 
 def make_judge_settings(config: Config, name: str, source: models.Source) -> JudgeSettings:

@@ -69,7 +69,7 @@ class Parts:
         self._make_transports()
         self.publisher = Publisher(
             policy=self.policy,
-            noise=assembly.make_noise(config.share),
+            noise=assembly.make_noise(config.share, keep.started),
             cache=keep.cache,
             outlets=[
                 Outlet(name, self.codecs[name], transport)
@@ -172,6 +172,7 @@ class Kept:
     def __init__(self, config: Config, clock: Clock) -> None:
         self._node = config.node
         self._clock = clock
+        self.started = clock()
         self.cache = Cache(config.node, max_entries=config.cache.max_entries, max_bytes=config.cache.max_bytes)
         self.history = History(config.node)
         self.holdings = Holdings()
@@ -199,7 +200,6 @@ class Node:
         self._path = path
         self._config = config
         self._clock = clock
-        self._started = clock()
         self._keep = Kept(config, clock)
         self._parts = Parts(config, self._keep, clock)
         self._admin: AdminServer | None = None
@@ -293,7 +293,7 @@ class Node:
         report = status_report(
             node=self._config.node,
             cluster=self._config.cluster,
-            uptime=self._clock() - self._started,
+            uptime=self._clock() - self._keep.started,
             cache=self._keep.cache.statistics(),
             sources={name: _intake_counters(intake) for name, intake in parts.intakes.items()},
             transports={name: self._transport_counters(name) for name in parts.transports},

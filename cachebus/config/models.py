@@ -337,6 +337,9 @@ class Share(Section):
     """`never`: no special-use or locally served names, no private address for a public name."""
     second_sighting: Seconds | None = Field(default=None, ge=1, le=7 * 86400)
     """Share a name only when it is learned a second time within this time; `off` unless set."""
+    damping: Seconds | None = Field(default=None, ge=1, le=86400)
+    """For this long after the start share a name only when it is learned a second time, as a cold node resolves
+    everything anew; `off` unless set."""
     infrastructure: bool = False
     """Share NS, DS, DNSKEY and SOA answers too."""
     allow: tuple[Name, ...] = Field(default=(), max_length=MAX_NAMES)
@@ -349,9 +352,10 @@ class Share(Section):
     @model_validator(mode="before")
     @classmethod
     def _off(cls, value: Any) -> Any:
-        if isinstance(value, dict) and str(value.get("second_sighting")).lower() in ("off", "false", "no"):
-            return {**value, "second_sighting": None}
-        return value
+        if not isinstance(value, dict):
+            return value
+        off = [key for key in ("second_sighting", "damping") if str(value.get(key)).lower() in ("off", "false", "no")]
+        return {**value, **dict.fromkeys(off)}
 
 
 class Cache(Section):

@@ -27,6 +27,8 @@ class NoiseSettings:
 
     second_sighting: float | None = None
     """Seconds within which a name must be seen twice."""
+    damping: float | None = None
+    """Seconds after the node's start for which a name must be seen twice: a cold node resolves everything anew."""
     node_rate: float | None = None
     """Answers per second that this node sends."""
     zone_rate: float | None = None
@@ -73,8 +75,12 @@ class _Memory:
 class Noise:
     """One node's memory of what it saw and sent."""
 
-    def __init__(self, settings: NoiseSettings, *, remember: int = MAX_REMEMBERED) -> None:
+    def __init__(
+        self, settings: NoiseSettings, *, started: float = float("-inf"), remember: int = MAX_REMEMBERED
+    ) -> None:
+        """`started`: when the node did, for `damping`."""
         self._settings = settings
+        self._warm = started + (settings.damping or 0.0)
         self._seen = _Memory(remember)
         self._sent = _Memory(remember)
         self._node: _Bucket | None = None
@@ -87,7 +93,10 @@ class Noise:
         content = hash(tuple((rrset.owner, rrset.type, canonical_set(rrset)) for rrset in answer.rrsets))
         if self._is_known(key, content, answer.evidence, now):
             return Refusal.ALREADY_SHARED
-        if self._settings.second_sighting is not None and not self._seen_before(key, answer.learned, now):
+        window = self._settings.second_sighting or 0.0
+        if now < self._warm:
+            window = max(window, self._settings.damping or 0.0)
+        if window and not self._seen_before(key, answer.learned, now, window):
             return Refusal.FIRST_SIGHTING
         if not self._within_rates(answer.qname, now):
             return Refusal.RATE_LIMITED
@@ -98,8 +107,7 @@ class Noise:
         sent = self._sent.get(key)
         return sent is not None and sent[0] > now and sent[1] == content and sent[2] >= evidence
 
-    def _seen_before(self, key: bytes, learned: float, now: float) -> bool:
-        assert self._settings.second_sighting is not None
+    def _seen_before(self, key: bytes, learned: float, now: float, window: float) -> bool:
         sent = self._sent.get(key)
         if sent is not None and sent[0] > now:
             return True  # shared already; now it has better evidence, or other data
@@ -108,7 +116,7 @@ class Noise:
         if last is not None and last[1] == sighting:
             return False  # the same look-up, whose evidence rose
         self._seen.set(key, (now, sighting, 0))
-        return last is not None and now - last[0] <= self._settings.second_sighting
+        return last is not None and now - last[0] <= window
 
     def _within_rates(self, qname: bytes, now: float) -> bool:
         settings = self._settings

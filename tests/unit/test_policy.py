@@ -150,6 +150,14 @@ def test_order_and_what_is_left_of_a_ttl_make_no_other_answer() -> None:
     assert control.refuse(turned, NOW + 1) is Refusal.ALREADY_SHARED
 
 
+def test_damping_while_cold() -> None:
+    control = Noise(NoiseSettings(damping=60), started=NOW)
+    assert control.refuse(address("a.example.com"), NOW + 1) is Refusal.FIRST_SIGHTING
+    assert control.refuse(address("a.example.com", learned=NOW + 30), NOW + 30) is None
+    assert control.refuse(address("b.example.com"), NOW + 59) is Refusal.FIRST_SIGHTING
+    assert control.refuse(address("c.example.com"), NOW + 60) is None
+
+
 def _flood(control: Noise, owner: str, count: int, at: float) -> int:
     def given(number: int) -> Answer:
         return address(owner.format(number))
