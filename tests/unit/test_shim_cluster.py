@@ -86,7 +86,7 @@ class Node:
         self.transport = network.transport(settings, self.subscriber.receive)
         self.publisher = Publisher(
             policy=policy,
-            noise=assembly.make_noise(config.share),
+            noise=assembly.make_noise(config.share, self.clock()),
             cache=self.cache,
             outlets=[Outlet("lan", codec, self.transport)],
             history=history,
