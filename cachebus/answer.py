@@ -54,8 +54,6 @@ class Refusal(Enum):
     """No record answers the question: NODATA, a referral, or an empty answer section."""
     OVERSIZE = "oversize"
     """Larger than the codec, frame or transport allows."""
-    RDATA_LENGTH = "rdata-length"
-    """RDATA shorter or longer than its type can have, e.g. an A record not of 4 bytes."""
     # Evidence (trust rules 2)
     NOT_AUTHORITATIVE = "not-authoritative"
     """AA=0 where AA=1 is the evidence."""
@@ -115,8 +113,6 @@ class Refusal(Enum):
     FIRST_SIGHTING = "first-sighting"
     """`second_sighting` is on and the name was not seen before."""
     RATE_LIMITED = "rate-limited"
-    NEGATIVE = "negative"
-    """Negative answers are never shared."""
     LOCAL_DATA = "local-data"
     """Made by the resolver itself: block-list, RPZ, local zone, DNS64."""
     # Authentication (trust rules 6)
@@ -138,7 +134,6 @@ class Refusal(Enum):
     """The identical message again; no alarm."""
     OWN_MESSAGE = "own-message"
     """Our own message came back."""
-    UNKNOWN_PEER = "unknown-peer"
     # Filling
     LOCAL_DATA_LIVE = "local-data-live"
     """Live local data of better or equal rank is never replaced."""
@@ -148,10 +143,6 @@ class Refusal(Enum):
     """Learned before the last flush of that name."""
     EXPIRED = "expired"
     """Nothing of its life is left on arrival."""
-    QUEUE_FULL = "queue-full"
-    """A bounded queue dropped its oldest entry."""
-    UNLOADABLE = "unloadable"
-    """The resolver's parser refused the record."""
 
 
 class RRset(NamedTuple):

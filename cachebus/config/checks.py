@@ -242,8 +242,8 @@ class Checker:
             self._directory_of((*place, "control"), sink.control.path)
             if sink.tls is not None:
                 self._report((*place, "tls"), "is for TCP; Unbound's unix control socket has no TLS")
-        elif sink.tls is None and not sink.control.is_loopback:
-            self._report((*place, "control"), "needs `tls` beyond loopback")
+        elif sink.tls is None:
+            self._report((*place, "control"), "needs `tls`: over TCP anyone on this machine could answer for Unbound")
 
     # Shim
 

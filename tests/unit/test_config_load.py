@@ -171,7 +171,7 @@ def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
         ("node: a\nsources: {S_: {type: dnstap, listen: 'unix:/run/x/y'}}\n",
          "f:2:11: sources.S_: 'S_' must be 1 to 63 of a-z, 0-9 and -"),
         ("node: a\nsinks: {s: {type: unbound, control: '192.0.2.1:8953'}}\n",
-         "f:2:37: sinks.s.control: needs `tls` beyond loopback"),
+         "f:2:37: sinks.s.control: needs `tls`: over TCP anyone on this machine could answer for Unbound"),
         ("node: a\nsinks: {s: {type: unbound, control: 'unix:/run/u.ctl', tls: {cert: a, key: b, ca: c}}}\n",
          "f:2:61: sinks.s.tls: is for TCP; Unbound's unix control socket has no TLS"),
         ("node: a\nsinks: {s: {type: unbound, control: 'unix:/run/u.ctl', rate: 0}}\n", "f:2:62: sinks.s.rate: is below 1"),
