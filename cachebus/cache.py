@@ -46,6 +46,8 @@ _SMALL = 8192
 
 _HEADER = struct.Struct("!QQQBBHH")
 _EXPIRES = struct.Struct("!Q")
+_MIDDLE = struct.Struct("!QQBBH")
+"""What the entries of one answer have in common: the header but for when they expire and the length of the RRSIGs."""
 _HEADER_SIZE = _HEADER.size
 _NEGATIVE = 0x01
 _VALIDATING = 0x02
@@ -63,7 +65,11 @@ class Rank(IntEnum):
 
 
 _TYPES = tuple(rrtype.to_bytes(2, "big") for rrtype in range(65536))
-"""Every type as the end of a key: looking it up costs a quarter of making it."""
+"""Every type as the end of a key, every length as the end of a header: looking it up costs a quarter of making it."""
+_REDIRECTIONS = frozenset({rrtypes.CNAME, rrtypes.DNAME})
+_MARKS = 0xFFFFF
+"""Owners are told apart by so many bits where it is marked that a CNAME of some rank was known there: a byte each, so
+that most other RRsets need no look-up of a CNAME."""
 _CNAME = rrtypes.CNAME.to_bytes(2, "big")
 _BUS_RANK = {Evidence.AUTHORITATIVE: (1, 0x10), Evidence.CONFIRMED: (2, 0x20), Evidence.VALIDATED: (4, 0x30)}
 """Evidence -> its rank, and its flags in a header: the level in the upper four bits."""
@@ -120,6 +126,20 @@ class _Shard:
         self.old_bytes = 0
 
 
+class _Came(NamedTuple):
+    """What the RRsets of one answer have in common, and of all answers with the same provenance in a batch."""
+
+    by_bus: bool
+    rank: int
+    learned_ms: int
+    now_ms: int
+    spread: int
+    middle: bytes
+    """Packed `_MIDDLE`."""
+    wary: bool
+    """Something was flushed, or is known not to exist: each RRset has to be looked at."""
+
+
 class Cache:
     """See the module. Not thread-safe: it belongs to the event loop."""
 
@@ -133,12 +153,11 @@ class Cache:
         self._generation_bytes = max(1, max_bytes // shards // 2)
         self._sources: dict[tuple[str, str, str], int] = {("unknown", "", ""): 0}
         self._source_list: list[tuple[str, str, str]] = [("unknown", "", "")]
-        self._last_source = ("unknown", "", "", 0)
         self._flushes: dict[bytes, tuple[int, bool]] = {}
         self._flushed_all = 0
         self._negatives = False
         self._dnames = False
-        self._aliases = False
+        self._alias_marks = bytearray(_MARKS + 1)
         self._next_sweep = 0
         self.generation = 0
         """Raised by every flush, so that work begun before it can see that it is late."""
@@ -157,72 +176,91 @@ class Cache:
         """`put` for each of many answers."""
         outcomes: list[Refusal | None] = []
         now_ms = int(now * 1000)
-        now_bytes = now_ms.to_bytes(8, "big")
-        seed, shards, mask, pack_header = self._seed, self._shards, self._mask, _HEADER.pack
-        last = self._last_source
-        for _, _, rrsets, evidence, origin, learned, validating, transport, signer in answers:
-            learned_ms = int(learned * 1000)
-            if origin is not last[0] or transport is not last[1] or signer is not last[2]:
-                last = self._last_source = self._source(origin, transport, signer)
-            rank, flags = (_BUS_RANK if transport else _LOCAL_RANK)[evidence]
-            if validating:
-                flags |= _VALIDATING
+        seed, shards, mask, marks = self._seed, self._shards, self._mask, self._alias_marks
+        most, most_bytes = self._generation_entries, self._generation_bytes
+        provenance: object = None
+        stored = 0
+        for answer in answers:
+            if answer[3:] != provenance:
+                provenance = answer[3:]
+                came = self._came(answer, now_ms)
+                learned_ms, spread, middle, wary = came.learned_ms, came.spread, came.middle, came.wary
             refusal: Refusal | None = None
-            stored = False
-            for rrset in rrsets:
+            before = stored
+            for rrset in answer[2]:
                 owner, rrtype, ttl, rrs, sigs = rrset
-                if transport:
-                    expires_ms = learned_ms + ttl * (1000 - crc32(owner, seed) % SPREAD)
-                else:
-                    expires_ms = learned_ms + ttl * 1000
-                if expires_ms <= now_ms:
-                    refusal = Refusal.EXPIRED
-                    continue
-                if learned_ms <= self._flushed_all or (self._flushes and self._was_flushed(owner, learned_ms)):
-                    refusal = Refusal.FLUSHED
-                    continue
+                checksum = crc32(owner, seed)
+                expires_ms = learned_ms + ttl * (1000 - checksum % spread)
                 key = owner + _TYPES[rrtype]
                 shard = shards[hash(key) & mask]
                 young = shard.young
-                old = young.get(key)
-                if old is None and shard.old:
-                    old = shard.old.get(key)
-                if old is not None and old[:8] > now_bytes:
-                    settled, outcome = self._settle(old, rank, rrset, learned_ms, expires_ms, shard, key)
-                    if settled:
-                        refusal = outcome or refusal
-                        stored = stored or outcome is None
-                        continue
-                if self._negatives and transport and self._live(owner + b"\0\0", now_ms):
-                    refusal = Refusal.LOCAL_DATA_LIVE
-                    continue
-                if old is None and transport and rrtype != rrtypes.CNAME and self._aliases:
-                    # Better data says that this name is an alias, which answers for every type of it.
-                    alias = self._live(owner + _CNAME, now_ms)
-                    if alias is not None and alias[24] > rank and not alias[25] & _NEGATIVE:
-                        refusal = Refusal.LOCAL_DATA_LIVE if alias[25] & _LOCAL else Refusal.BETTER_KNOWN
-                        continue
-                if rrtype == rrtypes.CNAME and rank > Rank.BUS_AUTHORITATIVE:
-                    self._aliases = True
-                if self._negatives and not transport:
-                    self._forget(owner + b"\0\0")  # a name that has data exists
-                if rrtype == rrtypes.DNAME:
-                    self._dnames = True
-                value = pack_header(expires_ms, learned_ms, now_ms, rank, flags, last[3], len(sigs)) + rrs + sigs
-                size = len(key) + len(value) + _ENTRY_OVERHEAD
                 if (
-                    old is None
-                    and len(young) < self._generation_entries
-                    and shard.young_bytes + size <= self._generation_bytes
+                    wary
+                    or key in young
+                    or key in shard.old
+                    or expires_ms <= now_ms
+                    or rrtype in _REDIRECTIONS
+                    or marks[checksum & _MARKS]
                 ):
-                    shard.young_bytes += size  # what `_store` does for a newcomer that fits, without the call
+                    outcome = self._put_other(rrset, came, key, expires_ms, checksum)
+                    if outcome is None:
+                        stored += 1
+                    else:
+                        refusal = outcome
+                    continue
+                # Nothing is known that has a say in it. What `_store` does for a newcomer that fits, without the call.
+                value = b"".join((_EXPIRES.pack(expires_ms), middle, _TYPES[len(sigs)], rrs, sigs))
+                size = shard.young_bytes + len(key) + len(value) + _ENTRY_OVERHEAD
+                if size <= most_bytes and len(young) < most:
+                    shard.young_bytes = size
                     young[key] = value
                 else:
                     self._store(shard, key, value)
+                stored += 1
                 self.stored += 1
-                stored = True
-            outcomes.append(None if stored else refusal)
+            outcomes.append(None if stored > before else refusal)
         return outcomes
+
+    def _came(self, answer: Answer, now_ms: int) -> _Came:
+        _, _, _, evidence, origin, learned, validating, transport, signer = answer
+        rank, flags = (_BUS_RANK if transport else _LOCAL_RANK)[evidence]
+        if validating:
+            flags |= _VALIDATING
+        learned_ms = int(learned * 1000)
+        middle = _MIDDLE.pack(learned_ms, now_ms, rank, flags, self._source(origin, transport, signer))
+        wary = self._negatives or bool(self._flushes) or learned_ms <= self._flushed_all
+        return _Came(bool(transport), rank, learned_ms, now_ms, SPREAD if transport else 1, middle, wary)
+
+    def _put_other(self, rrset: RRset, came: _Came, key: bytes, expires_ms: int, checksum: int) -> Refusal | None:
+        """Put an RRset whose name, key or time something is known about."""
+        owner, rrtype, _, rrs, sigs = rrset
+        rank, now_ms = came.rank, came.now_ms
+        if expires_ms <= now_ms:
+            return Refusal.EXPIRED
+        if came.learned_ms <= self._flushed_all or (self._flushes and self._was_flushed(owner, came.learned_ms)):
+            return Refusal.FLUSHED
+        shard = self._shards[hash(key) & self._mask]
+        old = shard.young.get(key) or shard.old.get(key)
+        if old is not None and old[:8] > now_ms.to_bytes(8, "big"):
+            settled, refusal = self._settle(old, rank, rrset, came.learned_ms, expires_ms, shard, key)
+            if settled:
+                return refusal
+        if self._negatives and came.by_bus and self._live(owner + b"\0\0", now_ms):
+            return Refusal.LOCAL_DATA_LIVE
+        if old is None and came.by_bus and rrtype != rrtypes.CNAME and self._alias_marks[checksum & _MARKS]:
+            # Better data says that this name is an alias, which answers for every type of it.
+            alias = self._live(owner + _CNAME, now_ms)
+            if alias is not None and alias[24] > rank and not alias[25] & _NEGATIVE:
+                return Refusal.LOCAL_DATA_LIVE if alias[25] & _LOCAL else Refusal.BETTER_KNOWN
+        if rrtype == rrtypes.CNAME and rank > Rank.BUS_AUTHORITATIVE:
+            self._alias_marks[checksum & _MARKS] = 1
+        if self._negatives and not came.by_bus:
+            self._forget(owner + b"\0\0")  # a name that has data exists
+        if rrtype == rrtypes.DNAME:
+            self._dnames = True
+        self._store(shard, key, b"".join((_EXPIRES.pack(expires_ms), came.middle, _TYPES[len(sigs)], rrs, sigs)))
+        self.stored += 1
+        return None
 
     def _settle(
         self, old: bytes, rank: int, rrset: RRset, learned_ms: int, expires_ms: int, shard: _Shard, key: bytes
@@ -264,9 +302,7 @@ class Cache:
         body = b"" if soa is None else len(soa.owner).to_bytes(1, "big") + soa.owner + soa.rrs + soa.sigs
         sigs_length = 0 if soa is None else len(soa.sigs)
         flags = _LOCAL | _NEGATIVE | Evidence.AUTHORITATIVE << 4
-        header = _HEADER.pack(
-            expires_ms, now_ms, now_ms, Rank.LOCAL, flags, self._source(origin, "", "")[3], sigs_length
-        )
+        header = _HEADER.pack(expires_ms, now_ms, now_ms, Rank.LOCAL, flags, self._source(origin, "", ""), sigs_length)
         self._store(shard, key, header + body)
         return None
 
@@ -293,7 +329,7 @@ class Cache:
             shard.young_bytes += len(value) - len(previous)
         shard.young[key] = value
 
-    def _source(self, origin: str, transport: str, signer: str) -> tuple[str, str, str, int]:
+    def _source(self, origin: str, transport: str, signer: str) -> int:
         source = (origin, transport, signer)
         number = self._sources.get(source)
         if number is None:
@@ -302,7 +338,7 @@ class Cache:
             else:
                 number = self._sources[source] = len(self._source_list)
                 self._source_list.append(source)
-        return origin, transport, signer, number
+        return number
 
     def shortened(self, owner: bytes, ttl: int) -> int:
         """The TTL, in whole seconds, that bus data with `ttl` gets on this node."""

@@ -68,11 +68,11 @@ class Codec(Protocol):
         """Compose, age and authenticate. Gives the messages, and a reason for each answer left out."""
         ...
 
-    def decode_all(self, batch: Sequence[Datagram], now: float) -> list[Sequence[Answer] | Refusal]:
+    def decode_all(self, batch: Sequence[Datagram], now: float) -> tuple[list[Answer], list[Refusal]]:
         """Authenticate, refuse replays, check the form of each of many, received together.
 
-        Gives for each its aged answers with origin and evidence, or a reason. The batch is the unit because Python runs
-        one step for many messages twice as fast as many steps for one.
+        Gives their aged answers with origin and evidence, and a reason for each message without any. The batch is the
+        unit because Python runs one step for many messages twice as fast as many steps for one.
         """
         ...
 

@@ -49,33 +49,35 @@ class Subscriber:
         """Take datagrams or envelopes that arrived together."""
         self.received += len(batch)
         now = self._clock()
-        arrived: list[Answer] = []
-        for answers in self._decode_all(batch, now):
-            if isinstance(answers, Refusal):
-                self._count(answers)
-            else:
-                arrived.extend(answers)
-        acceptable = arrived
-        refusals = self._refuse_any(arrived)
+        answers, dropped = self._decode_all(batch, now)
+        for refusal in dropped:
+            self._count(refusal)
+        refusals = self._refuse_any(answers)
         if any(refusals):
-            acceptable = []
-            for answer, refusal in zip(arrived, refusals, strict=True):
-                if refusal is None:
-                    acceptable.append(answer)
+            arrived, answers = answers, []
+            for answer, reason in zip(arrived, refusals, strict=True):
+                if reason is None:
+                    answers.append(answer)
                 else:
-                    self._refuse(answer, refusal, now)
-        for answer, refusal in zip(acceptable, self._cache.put_all(acceptable, now), strict=True):
+                    self._refuse(answer, reason, now)
+        outcomes = self._cache.put_all(answers, now)
+        stored, known = outcomes.count(None), outcomes.count(_BETTER_KNOWN)
+        self.accepted += stored
+        if known:
+            self._count(_BETTER_KNOWN, known)  # the most common one; what is known instead is what `why` shows
+        if self._sinks or stored + known < len(outcomes):
+            self._follow_up(answers, outcomes, now)
+
+    def _follow_up(self, answers: Sequence[Answer], outcomes: Sequence[Refusal | None], now: float) -> None:
+        for answer, refusal in zip(answers, outcomes, strict=True):
             if refusal is None:
-                self.accepted += 1
                 # Of a chain, only a part may have been stored: the rest is what somebody better says otherwise.
                 if self._sinks and (len(answer.rrsets) == 1 or self._is_held(answer, now)):
                     self._offer(answer, now)
-            elif refusal is _BETTER_KNOWN:
-                self._count(refusal)  # the most common one; what is known instead is what `why` shows
-                if self._sinks and len(answer.rrsets) > 1 and self._is_held(answer, now):
-                    self._offer(answer, now)
-            else:
+            elif refusal is not _BETTER_KNOWN:
                 self._refuse(answer, refusal, now)
+            elif self._sinks and len(answer.rrsets) > 1 and self._is_held(answer, now):
+                self._offer(answer, now)
 
     def _is_held(self, answer: Answer, now: float) -> bool:
         """Whether the cache says what a chain says, whoever told it first: then no rank is evaded by the whole."""
@@ -91,8 +93,8 @@ class Subscriber:
         for sink in self._sinks:
             sink.offer(answer, now)
 
-    def _count(self, refusal: Refusal) -> None:
-        self.refused[refusal] = self.refused.get(refusal, 0) + 1
+    def _count(self, refusal: Refusal, times: int = 1) -> None:
+        self.refused[refusal] = self.refused.get(refusal, 0) + times
 
     def _refuse(self, answer: Answer, refusal: Refusal, now: float) -> None:
         self._count(refusal)

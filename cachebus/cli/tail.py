@@ -84,11 +84,12 @@ class Inbox:
 
     def receive(self, data: bytes, sender: Sender) -> None:
         """Take one datagram; a `ports.Receive`."""
-        found = self._codec.decode_all(((data, sender),), self._clock())[0]
-        if isinstance(found, Refusal):
-            self._refuse(found, sender)
+        answers, refusals = self._codec.decode_all(((data, sender),), self._clock())
+        for reason in refusals:
+            self._refuse(reason, sender)
+        if not answers:
             return
-        for answer in found:
+        for answer in answers:
             refusal = self._policy.refuse(answer)
             if refusal is not None:
                 self._refuse(refusal, sender)

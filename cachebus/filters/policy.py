@@ -7,6 +7,7 @@ nothing about how often an answer was seen: that is `noise`.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -21,6 +22,7 @@ from cachebus.wire.name import ancestors, skip_name
 
 MIN_TTL = 30
 """Seconds: an answer that lives shorter is seldom asked for on another node before it is gone."""
+MAX_RDATA = 0xFFFF
 LONGEST_TAIL = 5
 """Bytes at the end of a name that decide whether any rule can concern it: more would clear hardly more names."""
 
@@ -80,10 +82,26 @@ class _Name(Enum):
 
 
 _PUBLIC = _Name.PUBLIC
-_A = rrtypes.A
 _IPV4_HINT, _IPV6_HINT = 4, 6
 _SERVICES = frozenset({rrtypes.SVCB, rrtypes.HTTPS})
-_ADDRESSES = frozenset({rrtypes.A, rrtypes.AAAA}) | _SERVICES
+_VALUE = b"|".join(re.escape(bytes([length])) + b".{%d}" % length for length in range(64))
+_V4 = rb"[^\x00\x0a\x7f\xa9\xac\xc0]..."
+_V6 = rb"[\x20-\x3f].{15}"
+_PLAIN_SERVICE = re.compile(
+    rb"(?s).{14}\x00(?:"  # one record whose target is its owner, then parameters
+    rb"\x00[\x01-\x03\x05]\x00(?:" + _VALUE + rb")"
+    rb"|\x00\x04\x00(?:\x04|\x08" + _V4 + rb"|\x0c" + 2 * _V4 + rb")" + _V4 +
+    rb"|\x00\x06\x00(?:\x10|\x20" + _V6 + rb")" + _V6 +
+    rb")*+"
+).fullmatch  # fmt: skip
+"""Clears most SVCB and HTTPS RRsets: short parameters without addresses, a few hints that can be no private address."""
+_ANY_BYTE = frozenset(range(256))
+_DOUBTS: dict[int, tuple[int, frozenset[int]]] = {
+    rrtypes.A: (16, frozenset(prefix[0] for prefix in _PRIVATE_V4)),
+    rrtypes.AAAA: (28, _ANY_BYTE - frozenset(range(0x20, 0x40))),
+    **dict.fromkeys(_SERVICES, (MAX_RDATA, _ANY_BYTE)),
+}
+"""Type with addresses -> (bytes of a packed record, first bytes of its RDATA that may begin a private address)."""
 
 
 class Policy:
@@ -116,27 +134,27 @@ class Policy:
 
     def refuse_any(self, answers: Iterable[Answer]) -> list[Refusal | None]:
         """`refuse_to_accept` for each of many answers."""
+        tail, tails, doubts = self._tail, self._tails, _DOUBTS.get
         refusals: list[Refusal | None] = []
-        tail, tails = self._tail, self._tails
         for answer in answers:
             refusal: Refusal | None = None
             for owner, rrtype, _, rrs, _ in answer[2]:
-                verdict: Refusal | _Name = self._public
-                if owner[tail:] in tails:
-                    verdict = self._judge(owner)
-                    if isinstance(verdict, Refusal):
-                        refusal = verdict
+                doubt = doubts(rrtype)
+                # Nearly every RRset is cleared by the end of its name and the first byte of each of its addresses.
+                if owner[tail:] in tails or (doubt is not None and not doubt[1].isdisjoint(rrs[12 :: doubt[0]])):
+                    refusal = self._judge_rrset(owner, rrtype, rrs)
+                    if refusal is not None:
                         break
-                # One packed A record is 16 bytes, the address at 12: the common case needs no call.
-                if rrtype == _A and len(rrs) == 16:
-                    private = rrs[12:14] in _PRIVATE_V4
-                else:
-                    private = rrtype in _ADDRESSES and _private(rrtype, rrs)
-                if private and verdict is _PUBLIC:
-                    refusal = Refusal.PRIVATE_ADDRESS
-                    break
             refusals.append(refusal)
         return refusals
+
+    def _judge_rrset(self, owner: bytes, rrtype: int, rrs: bytes) -> Refusal | None:
+        verdict = self._judge(owner) if owner[self._tail :] in self._tails else self._public
+        if isinstance(verdict, Refusal):
+            return verdict
+        if verdict is _PUBLIC and rrtype in _DOUBTS and _private(rrtype, rrs):
+            return Refusal.PRIVATE_ADDRESS
+        return None
 
     def _judge(self, owner: bytes) -> Refusal | _Name:
         settings = self._settings
@@ -159,7 +177,7 @@ def _private(rrtype: int, rrs: bytes) -> bool:
     if rrtype == rrtypes.A:
         return any(rrs[position : position + 2] in _PRIVATE_V4 for position in range(12, len(rrs), 16))
     if rrtype in _SERVICES:
-        return any(_has_private_hint(rdata) for _, _, rdata in records(rrs))
+        return _PLAIN_SERVICE(rrs) is None and any(_has_private_hint(rdata) for _, _, rdata in records(rrs))
     return any(_is_private_v6(rdata) for _, _, rdata in records(rrs))
 
 

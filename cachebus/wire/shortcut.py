@@ -15,8 +15,9 @@ import struct
 from cachebus.answer import RRset
 from cachebus.presentation import MAX_NAME
 from cachebus.wire import rrtypes
-from cachebus.wire.message import MAX_TTL
+from cachebus.wire.message import AD, CD, MAX_TTL, QR, RCODE, TC
 from cachebus.wire.name import is_at_or_below, label_count
+from cachebus.wire.tsig import Verified
 
 MAX_LINKS = 8
 """CNAMEs of a chain that is taken this way."""
@@ -28,112 +29,163 @@ _RECORD = struct.Struct("!HHHIH")
 _SIGNATURE = struct.Struct("!HBBIII")
 """RRSIG RDATA: covered, algorithm, labels, original TTL, expiration, inception (RFC 4034 section 3.1)."""
 _LONG_WAY = frozenset({3, 4, 7, 8, 9, 14, 17, 18, 21, 26, 35, 36, 39}) | rrtypes.NEVER_SHARED | rrtypes.INFRASTRUCTURE
-_NAME_AT = {rrtypes.CNAME: 0, rrtypes.PTR: 0, rrtypes.MX: 2, rrtypes.SRV: 6}
+_STRIDE = {rrtypes.A: 16, rrtypes.AAAA: 28}
+_NAME_AT = {rrtypes.CNAME: 12, rrtypes.PTR: 12, rrtypes.MX: 14, rrtypes.SRV: 18}
 _FORMS: dict[int, tuple[int, int]] = {
-    rrtype: ({rrtypes.A: 4, rrtypes.AAAA: 16}.get(rrtype, 0), _NAME_AT.get(rrtype, -1))
-    for rrtype in range(65536)
-    if rrtype not in _LONG_WAY
+    rrtype: (_STRIDE.get(rrtype, 0), _NAME_AT.get(rrtype, -1)) for rrtype in range(65536) if rrtype not in _LONG_WAY
 }
-"""Type -> (bytes that its RDATA must have, or 0; where a name begins in its RDATA, or -1)."""
+"""Type -> (bytes that a packed record must have, or 0; where a name begins in it, or -1)."""
 
 _LABEL = b"|".join(re.escape(bytes([length])) + b".{%d}" % length for length in range(1, 64))
+_NAME = rb"(?:" + _LABEL + rb")*+\x00"
+"""Labels are alternatives by length, taken without going back, as a walk would."""
 _USUAL = re.compile(
-    b"(?s)"
-    rb"(..)\x00\x01(..)\x00\x00\x00\x01"  # flags, one question, ANCOUNT, no authority, one additional record: TSIG
-    rb"((?:" + _LABEL + rb")*+\x00)(..)\x00\x01"  # the question's name and type, class IN
-    rb"\xc0\x0c(..)\x00\x01(....)(..)"  # the first record: owner is the question, type, class IN, TTL, RDLENGTH
+    b"(?s)(" + _NAME + rb")(..)\x00\x01"  # the question's name and type, class IN
+    rb"(\xc0\x0c(..)\x00\x01(....)(..).*)"  # all records; the first is of the question: type, class IN, TTL, RDLENGTH
 ).match
-"""Matches from the flags on. Labels are alternatives by length, taken without going back, as a walk would."""
-_ONE_RRSIG = re.compile(
-    rb"(?s)\xc0\x0c\x00\x2e\x00\x01(....)..(..).(.)(....)(....)(....)..((?:" + _LABEL + rb")*+\x00)."
-).match
-"""An RRSIG over the question's name: TTL, covered, labels, original TTL, expiration, inception, signer."""
+_ONE_NAME = re.compile(b"(?s)" + _NAME).fullmatch
+_NAME_THERE = re.compile(b"(?s)" + _NAME).match
+_ONE_RRSIG = struct.Struct("!HHHIHHBBIIIH")
+"""An RRSIG record up to the signer's name (RFC 4034 section 3.1)."""
+_SPLITS = {stride: struct.Struct(f"!12s{stride - 12}s").iter_unpack for stride in _STRIDE.values()}
+"""Bytes of a packed record -> what gives (all up to its RDATA, RDATA) for each of such records."""
 _KNOWN_FORMS = {rrtype.to_bytes(2, "big"): (rrtype, *form) for rrtype, form in _FORMS.items()}
 
-Taken = tuple[bytes, bytes, int, tuple[RRset, ...], bool]
-"""Flags, question name (lower case) and type, the chain, and whether every RRset of it has RRSIGs."""
+_MOST_RECORDS = 32
+"""ANCOUNT up to which a header is in the table."""
+_HEADERS: dict[bytes, tuple[bool, int]] = {
+    struct.pack("!HHHH", flags, 1, count, 0): (bool(flags & AD), count)
+    for flags in range(QR, QR | 0x800)
+    if not flags & (TC | CD | RCODE)
+    for count in range(1, _MOST_RECORDS + 1)
+}
+"""Flags (response, QUERY, not truncated, checked, NOERROR), one question, ANCOUNT, no authority -> (AD, ANCOUNT)."""
+
+Taken = tuple[bool, bytes, int, tuple[RRset, ...], bool]
+"""Whether AD is set, question name (lower case) and type, the chain, and whether every RRset of it has RRSIGs."""
 
 
-def take_over(data: bytes, end: int, now: float, max_ttl: int) -> Taken | None:
-    """The chain in `data` up to `end` (where TSIG begins), TTLs limited as an answer's are; None: the long way."""
-    usual = _USUAL(data, 2)
-    if usual is None:
+def take_over(message: Verified, now: float, max_ttl: int) -> Taken | None:
+    """The chain in the answer section, TTLs limited as an answer's are; None: the long way."""
+    header, body, _ = message
+    known = _HEADERS.get(header)
+    usual = _USUAL(body)
+    if known is None or usual is None:
         return None
-    flags, number, qname, qtype, rrtype, ttl, size = usual.groups()
+    claims, count = known
+    qname, qtype, rrs, rrtype, ttl, size = usual.groups()
     form = _KNOWN_FORMS.get(rrtype)
     if form is None or len(qname) > MAX_NAME:
         return None
-    code, fixed, name_at = form
     qname = qname.lower()
-    after = usual.end()
     if rrtype == qtype:
-        start = after - 12
-        seconds = int.from_bytes(ttl, "big")
-        count = number[0] << 8 | number[1]
-        length = size[0] << 8 | size[1]
+        code, fixed, name_at = form
+        stride = 12 + (size[0] << 8 | size[1])
+        number = 1
         if fixed:
-            # Records of one type, length and TTL all begin with the same twelve bytes; RRSIGs may follow them.
-            records = count if count == 1 else data.count(data[start:after], start, end)
-            plain = length == fixed and (records == 1 or _differ(data, start, length + 12, records))
+            if count > 1 and stride * (number := count) != len(rrs):
+                number -= 1
+            plain = stride == fixed and (number == 1 or _rdatas(rrs[: stride * number], fixed, number) is not None)
         else:
-            records = 1
-            plain = name_at < 0
-        stop = start + (12 + length) * records
+            plain = name_at < 0 or _name_fits(rrs, name_at, stride)
+        seconds = int.from_bytes(ttl, "big")
         if plain and 0 < seconds <= MAX_TTL:
+            stop = stride * number
             if seconds > max_ttl:
                 seconds = max_ttl
-            if records == count and stop == end:
-                return flags, qname, code, (_new(RRset, (qname, code, seconds, data[start:end], b"")),), False
-            if records == count - 1:
-                seconds = _signed_by_one(data, stop, end, rrtype, qname, int(now), seconds)
+            if number == count:
+                if stop == len(rrs):
+                    return claims, qname, code, (_new(RRset, (qname, code, seconds, rrs, b"")),), False
+            elif number == count - 1:
+                seconds = _signed_by_one(rrs, stop, code, qname, int(now), seconds)
                 if seconds > 0:
-                    rrset = (qname, code, seconds, data[start:stop], data[stop:end])
-                    return flags, qname, code, (_new(RRset, rrset),), True
+                    rrset = (qname, code, seconds, rrs[:stop], rrs[stop:])
+                    return claims, qname, code, (_new(RRset, rrset),), True
+    wanted = qtype[0] << 8 | qtype[1]
+    at = 12 + len(body) - len(rrs)
+    chain = _alias(rrs, count, at, qname, qtype, max_ttl)
+    if chain is not None:
+        return claims, qname, wanted, chain, False
     try:
-        chain = _chain(data, after - 12, end, qname, qtype[0] << 8 | qtype[1], int(now), max_ttl)
+        found = _chain(rrs, count, at, qname, wanted, int(now), max_ttl)
     except (IndexError, KeyError, struct.error):
         return None
-    return None if chain is None else (flags, qname, qtype[0] << 8 | qtype[1], *chain)
+    return None if found is None else (claims, qname, wanted, *found)
 
 
-def _differ(data: bytes, start: int, stride: int, records: int) -> bool:
-    """Whether that many records of equal head and length stand there, and no two are the same."""
-    end = start + stride * records
-    head = data[start : start + 12]
-    if not all(data.startswith(head, at) for at in range(start, end, stride)):
-        return False  # one of the heads that were counted is RDATA
-    return len({data[at : at + stride] for at in range(start, end, stride)}) == records
+def _name_fits(record: bytes, start: int, end: int) -> bool:
+    """Whether exactly one uncompressed name stands there."""
+    return end - start <= MAX_NAME and _ONE_NAME(record, start, end) is not None
 
 
-def _signed_by_one(data: bytes, start: int, end: int, rrtype: bytes, owner: bytes, now: int, ttl: int) -> int:
-    """The TTL that the one RRSIG from `start` to `end` leaves; 0: take the long way."""
-    match = _ONE_RRSIG(data, start, end)
-    if match is None:
-        return 0
-    this_ttl, covered, labels, original, expiration, inception, signer = match.groups()
-    left = (int.from_bytes(expiration, "big") - now) & 0xFFFFFFFF
+def _rdatas(rrs: bytes, stride: int, number: int) -> tuple[bytes, ...] | None:
+    """The RDATA of that many records of one length, if they differ in RDATA and in nothing else."""
+    if len(rrs) != stride * number:
+        return None
+    heads, rdatas = zip(*_SPLITS[stride](rrs), strict=True)
+    return rdatas if heads.count(heads[0]) == number == len({*rdatas}) else None
+
+
+def _alias(rrs: bytes, count: int, at: int, qname: bytes, qtype: bytes, max_ttl: int) -> tuple[RRset, RRset] | None:
+    """One CNAME and the addresses of its target, without RRSIGs, as most chains are; `at`: where they stand."""
+    form = _KNOWN_FORMS.get(qtype)
+    _, rrtype, _, ttl, size = _RECORD.unpack_from(rrs)
+    stop = 12 + size
+    if rrtype != rrtypes.CNAME or form is None or not form[1] or len(rrs) < stop + 12:
+        return None
+    code, stride, _ = form
+    rdatas = _rdatas(rrs[stop:], stride, count - 1)
+    if rdatas is None or not _name_fits(rrs, 12, stop):
+        return None
+    pointer, rrtype, rrclass, this_ttl, size = _RECORD.unpack_from(rrs, stop)
+    target = rrs[12:stop].lower()
     if (
-        covered != rrtype
-        or this_ttl[0] & 0x80
-        or original[0] & 0x80
-        or labels[0] != label_count(owner)
+        pointer != 0xC000 | at + 12
+        or rrtype != code
+        or rrclass != 1
+        or 12 + size != stride
+        or target == qname
+        or not 0 < ttl <= MAX_TTL
+        or not 0 < this_ttl <= MAX_TTL
+    ):
+        return None
+    head = _OWNER + rrs[stop + 2 : stop + 12]
+    return (
+        RRset(qname, rrtypes.CNAME, min(ttl, max_ttl), rrs[:stop]),
+        RRset(target, code, min(this_ttl, max_ttl), head + head.join(rdatas)),
+    )
+
+
+def _signed_by_one(data: bytes, start: int, code: int, owner: bytes, now: int, ttl: int) -> int:
+    """The TTL that the one RRSIG from `start` to the end leaves; 0: take the long way."""
+    end = len(data)
+    if end < start + _ONE_RRSIG.size:
+        return 0
+    fields: tuple[int, ...] = _ONE_RRSIG.unpack_from(data, start)
+    pointer, rrtype, rrclass, this_ttl, size, covered, _, labels, original, expiration, inception, _ = fields
+    left = (expiration - now) & 0xFFFFFFFF
+    if (
+        pointer != _QUESTION
+        or rrtype != rrtypes.RRSIG
+        or rrclass != 1
+        or start + 12 + size != end
+        or covered != code
+        or labels != label_count(owner)
+        or this_ttl > MAX_TTL
+        or original > MAX_TTL
         or left > MAX_TTL
-        or (now - int.from_bytes(inception, "big")) & 0x80000000
-        or start + 12 + (data[start + 10] << 8 | data[start + 11]) != end
-        or owner.startswith(b"\x01*")
+        or (now - inception) & 0x80000000
+        or not _signer_fits(data, start + 30, end, owner)
     ):
         return 0
-    signer = signer.lower()
-    if signer != owner[owner[0] + 1 :] and not is_at_or_below(owner, signer):
-        return 0
-    return min(ttl, int.from_bytes(this_ttl, "big"), int.from_bytes(original, "big"), left)
+    return min(ttl, this_ttl, original, left)
 
 
 def _chain(
-    data: bytes, position: int, end: int, qname: bytes, qtype: int, now: int, max_ttl: int
+    data: bytes, count: int, at: int, qname: bytes, qtype: int, now: int, max_ttl: int
 ) -> tuple[tuple[RRset, ...], bool] | None:
-    """A chain of several RRsets, or one with RRSIGs, or with names in RDATA; and whether all of it is signed."""
-    count = data[6] << 8 | data[7]
+    """A chain of any RRsets, and whether all of it is signed. `data`: that many records, which stand at `at`."""
+    position, end = 0, len(data)
     owner = qname
     pointer = _QUESTION
     chain: tuple[RRset, ...] = ()
@@ -158,9 +210,9 @@ def _chain(
         chain += (_new(RRset, (owner, rrtype, ttl, rrs, sigs)),)
         if rrtype == qtype:
             return (chain, all_signed) if not count and position == end else None
-        if rrtype != rrtypes.CNAME or len(chain) > MAX_LINKS or not count or start + 12 > 0x3FFF:
+        if rrtype != rrtypes.CNAME or len(chain) > MAX_LINKS or not count or at + start + 12 > 0x3FFF:
             return None
-        pointer = 0xC000 | start + 12
+        pointer = 0xC000 | at + start + 12
         owner = rrs[12:].lower()
         if len(rrs) != 12 + (rrs[10] << 8 | rrs[11]) or any(owner == link[0] for link in chain):
             return None
@@ -186,16 +238,10 @@ def _rrset(data: bytes, position: int, count: int, pointer: int, ttl: int) -> tu
             ttl = this_ttl
         position += 12
         if fixed:
-            if size != fixed:
+            if size != fixed - 12:
                 return 0, 0, 0, 0
-        elif name_at >= 0:
-            at = position + name_at
-            while length := data[at]:
-                if length > 63:
-                    return 0, 0, 0, 0
-                at += length + 1
-            if at + 1 != position + size or size > MAX_NAME:
-                return 0, 0, 0, 0
+        elif name_at >= 0 and not _name_fits(data, position + name_at - 12, position + size):
+            return 0, 0, 0, 0
         position += size
         number += 1
     return wanted, ttl if number else 0, position, number
@@ -234,14 +280,13 @@ def _signatures(
 
 def _signer_fits(data: bytes, position: int, end: int, owner: bytes) -> bool:
     """Whether the signer's name at `position` is the owner or above it; it nearly always is the owner's parent."""
-    if data.startswith(owner[owner[0] + 1 :], position, end) or data.startswith(owner, position, end):
-        return owner[0] != 1 or owner[1] != 0x2A  # a wildcard's own labels are counted otherwise: the long way
-    at = position
-    while length := data[at]:
-        if length > 63:
-            return False
-        at += length + 1
-    return at < end and is_at_or_below(owner, data[position : at + 1].lower())
+    if owner.startswith(b"\x01*"):
+        return False  # a wildcard's own labels are counted otherwise: the long way
+    zone = owner[owner[0] + 1 :] or owner
+    if data.startswith(zone, position, end - 1) or data.startswith(owner, position, end - 1):
+        return True
+    signer = _NAME_THERE(data, position, end - 1)
+    return signer is not None and is_at_or_below(owner, signer[0].lower())
 
 
 def _packed(data: bytes, start: int, end: int, number: int) -> bytes:
