@@ -44,7 +44,7 @@ docs: dev  ## the documentation in build/docs/html; a warning is an error
 	@$(BIN)/sphinx-build -W --keep-going -q -b html -d build/docs/doctrees docs build/docs/html
 	@echo "documentation: build/docs/html/index.html"
 
-fuzz: dev  ## every property test with 100,000 examples, and the branch coverage of the parsers
+fuzz: dev  ## every parser with 100,000 examples (FUZZ_EXAMPLES), and the branches that they reach
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/fuzz.sh
 
 soak: dev  ## the long runs; SOAK_SECONDS (default 600) each

@@ -1,6 +1,6 @@
 """How the whole test suite runs: seeded property tests, and in CI no skips. Knows nothing of what is tested.
 
-- `FUZZ_EXAMPLES` raises the number of examples of every property test (default 200); then runs are no longer seeded.
+- `PROPERTY_EXAMPLES` raises the number of examples of every property test (default 200); then they are not seeded.
 - `SOAK_SECONDS` is how long a test marked `soak` goes on (default 3).
 - `CI=1` (or `true`) turns every skip into a failure that names its reason.
 """
@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 DEFAULT_EXAMPLES = 200
-"""Enough to meet a grammar's branches in seconds; `make fuzz` runs 100,000."""
+"""Enough to meet a property's cases in seconds; the numbers are for `tests/fuzz`, which is ten times as fast."""
 DEFAULT_SOAK_SECONDS = 3.0
 """Long enough for a leak per message to show in a count; `make soak` runs minutes."""
 
-_examples = os.environ.get("FUZZ_EXAMPLES", "")
+_examples = os.environ.get("PROPERTY_EXAMPLES", "")
 settings.register_profile(
     "cachebus",
     max_examples=int(_examples) if _examples else DEFAULT_EXAMPLES,

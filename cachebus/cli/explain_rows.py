@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,10 +215,7 @@ def read_wire_file(file: Path) -> Iterator[bytes]:
             yield from open_capture(file, Format.WIRE)
             return
         opened.seek(0)
-        for number in range(1, 1 << 62):
-            line = opened.readline(MAX_HEX_LINE)
-            if not line:
-                return
+        for number, line in enumerate(iter(partial(opened.readline, MAX_HEX_LINE), b""), 1):
             text = line.partition(b"#")[0].strip()
             if text:
                 try:

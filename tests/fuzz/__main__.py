@@ -70,14 +70,19 @@ def main() -> int:
             say(output)
             if not right:
                 failed.append(runs[run])
-    say(f"{time.monotonic() - began:.0f} s; {len(names) - len(failed)} right, {len(failed)} failed {' '.join(sorted(failed))}".rstrip())
+    count = f"{len(names) - len(failed)} right, {len(failed)} failed {' '.join(sorted(failed))}"
+    say(f"{time.monotonic() - began:.0f} s; {count}".rstrip())
     return 1 if failed else 0
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz", description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument("--examples", type=int, default=int(os.environ.get("FUZZ_EXAMPLES") or DEFAULT_EXAMPLES))
-    parser.add_argument("--seed", type=int, default=int(os.environ.get("FUZZ_SEED") or time.time()), help="default: the time")
+    parser.add_argument(
+        "--seed", type=int, default=int(os.environ.get("FUZZ_SEED") or time.time()), help="default: the time"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", action="append", default=[], metavar="TARGET")
     parser.add_argument("--start", type=int, help="with --only: from this example on, to repeat one")
@@ -136,8 +141,8 @@ def _line(name: str, report: Report, covered: list[Branches]) -> str:
     parts = ", ".join(f"{branches.part} {branches.percent:.1f} %" for branches in covered)
     return (
         f"{name:<16} {report.examples:>7} examples, {100 * report.mutated / report.examples:.0f} % mutated, "
-        f"{100 * report.taken / report.examples:>2.0f} % taken, {report.seconds:>6.1f} s, slowest {1000 * report.slowest:.1f} ms, "
-        f"memory +{report.growth / (1 << 20):.1f} MiB; branches: {parts}"
+        f"{100 * report.taken / report.examples:>2.0f} % taken, {report.seconds:>6.1f} s, "
+        f"slowest {1000 * report.slowest:.1f} ms, memory +{report.growth / (1 << 20):.1f} MiB; branches: {parts}"
     )
 
 

@@ -1,4 +1,7 @@
-"""Targets: what comes from the bus (`wire.tsig`, `wire.shortcut`, `codecs.dns`), signed, so that what is behind the MAC is reached."""
+"""Targets: what comes from the bus (`wire.tsig`, `wire.shortcut`, `codecs.dns`).
+
+Messages are signed after they were changed, so that what is behind the MAC is reached.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.cache import Cache
@@ -18,10 +22,11 @@ from cachebus.filters.chain import DEFAULT_MAX_TTL, assemble, refused_type
 from cachebus.presentation import check_name
 from cachebus.wire.message import pack, parse, records
 from cachebus.wire.name import read_name
+from cachebus.wire.shortcut import take_over
 from cachebus.wire.tsig import Key, Signer, Verified, Verifier
 from tests.fuzz.grammar import QR, Shape, make_message, worst_message
 from tests.fuzz.harness import Part, Target
-from tests.fuzz.messages import WORST, BytesTarget, check_rrset
+from tests.fuzz.messages import WORST, check_rrset
 from tests.fuzz.mutate import LONGS, WORDS, below, mutate
 
 NOW = 1_800_000_000
@@ -98,7 +103,10 @@ def is_authentic(data: bytes, verified: Verified, now: float) -> bool:
     rrtype, rrclass, ttl, length = struct.unpack_from("!HHIH", data, position)
     start = position + 10
     algorithm, position = read_name(data, start, len(data))
-    time, fudge = int.from_bytes(data[position : position + 6], "big"), int.from_bytes(data[position + 6 : position + 8], "big")
+    time, fudge = (
+        int.from_bytes(data[position : position + 6], "big"),
+        int.from_bytes(data[position + 6 : position + 8], "big"),
+    )
     size = int.from_bytes(data[position + 8 : position + 10], "big")
     mac = data[position + 10 : position + 10 + size]
     original, ends = data[position + 10 + size : position + 12 + size], data[position + 12 + size :]
@@ -207,7 +215,9 @@ class TsigTarget(Target[SignedMessage]):
             case 8:
                 return Tsig(trailing=rng.randbytes(1 + below(rng, 3)))
             case 9:
-                owner = (b"\0", b"\3own\0", SECRETS[below(rng, 3)].name.upper(), b"\xc0\x0c", b"\xc0\0", b"")[below(rng, 6)]
+                owner = (b"\0", b"\3own\0", SECRETS[below(rng, 3)].name.upper(), b"\xc0\x0c", b"\xc0\0", b"")[
+                    below(rng, 6)
+                ]
                 return Tsig(owner=owner or None, algorithm=SECRETS[0].name if not owner else None)
             case _:
                 return Tsig(original_id=rng.randbytes(2), algorithm=_algorithm(SECRETS[below(rng, 3)]))
@@ -309,7 +319,7 @@ class ShortcutTarget(_BusTarget):
         data = example.signed()
         now = NOW + (0, 0.25, -3, 7.5)[below(rng, 4)]
         seed = below(rng, 1 << 30)
-        short = self._decode(data, now, Random(seed), codec_module.take_over)
+        short = self._decode(data, now, Random(seed), take_over)
         long = self._decode(data, now, Random(seed), lambda *_: None)
         if isinstance(short, Refusal) or isinstance(long, Refusal):
             assert short is long, (short, long)
@@ -319,18 +329,16 @@ class ShortcutTarget(_BusTarget):
 
     def _decode(self, data: bytes, now: float, rng: Random, way: Callable[..., object]) -> Sequence[Answer] | Refusal:
         codec = _codec(rng)
-        before = codec_module.take_over
-        codec_module.take_over = way  # type: ignore[assignment]
-        try:
+        with patch.object(codec_module, "take_over", way):
             return codec.decode(data, SENDER, now)
-        finally:
-            codec_module.take_over = before
 
 
 def without_ttls(answer: Answer) -> object:
     """An answer without the TTL bytes inside its records, which mean nothing."""
     return answer._replace(
-        rrsets=tuple(RRset(each.owner, each.type, each.ttl, _blank(each.rrs), _blank(each.sigs)) for each in answer.rrsets)
+        rrsets=tuple(
+            RRset(each.owner, each.type, each.ttl, _blank(each.rrs), _blank(each.sigs)) for each in answer.rrsets
+        )
     )
 
 
@@ -368,7 +376,9 @@ class CodecTarget(_BusTarget):
         self._codec = _codec(rng)
         self._infrastructure = self._codec._infrastructure
         self._sender = _codec(
-            rng, question=QuestionMode.OMIT if rng.random() < 0.3 else QuestionMode.KEEP, max_message=(1232, 65535)[below(rng, 2)]
+            rng,
+            question=QuestionMode.OMIT if rng.random() < 0.3 else QuestionMode.KEEP,
+            max_message=(1232, 65535)[below(rng, 2)],
         )
         self._cache = Cache("node-b")
 

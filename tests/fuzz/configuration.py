@@ -1,1 +1,251 @@
-TARGETS: tuple = ()
+# ruff: noqa: PT017, E501  (either outcome is right; sections are better read in one piece)
+"""Targets: configuration files (`config.document`, `config.loader`, `config.checks`).
+
+PyYAML and pydantic take milliseconds for a file of the usual size, so the texts here are small: one section or two.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from cachebus.config import Config, ConfigErrors, loads, models
+from cachebus.config.document import MAX_DEPTH, MAX_NODES, Document, natural, parse
+from cachebus.config.problems import Problem
+from tests.fuzz.harness import Part, Target
+from tests.fuzz.mutate import ODD_TEXT, below
+from tests.fuzz.text import SECRETS, TextTarget
+
+SECRET = SECRETS[0]
+KEYS = f'keys: {{k: {{algorithm: hmac-sha256, secret: "{SECRET}"}}}}\n'
+SECTIONS = (
+    KEYS,
+    f'keys: {{k: {{secret: "{SECRET}", origins: [a, b], max_evidence: confirmed, evidence: confirmed}}, l: {{secret: "env:K"}}}}\n',
+    'sources: {s: {type: dnstap, listen: "unix:/run/cachebus/d", trust: [confirmed], pairing: off, evidence_window: 5s}}\n',
+    'sources: {s: {type: dnstap, listen: "127.0.0.1:6000", insecure: true, trusted_forwarders: [192.0.2.0/24]}}\n',
+    'sources: {s: {type: stream, listen: "127.0.0.1:6000", claims: validated, insecure: true}}\n',
+    'sources: {s: {type: file, path: "/dev/null", resolver_frames: none, format: wire, claims: confirmed}}\n',
+    'sources: {s: {type: dnstap, listen: "0.0.0.0:6000", tls: {cert: /c, key: /k, ca: /a}, allow_uids: [1]}}\n',
+    KEYS + 'transports:\n  lan: {type: udp, listen: "[::]:5390", peers: ["192.0.2.11:5390"], key: k}\n',
+    KEYS + "transports: {o: {type: vendor, key: k, keys: [k], depth: 3, on: yes, f: 1.5, n: ~, l: [a, {b: 2}]}}\n",
+    KEYS
+    + 'transports: {u: {type: udp, peers: ["192.0.2.1:1", "192.0.2.1:1"], key: k, socket_buffer: 1MiB, peers_only: true}}\n',
+    'transports: {m: {type: mqtt, url: "mqtts://broker:8883", codec: batch}}\n',
+    'sinks: {u: {type: unbound, control: "unix:/run/unbound.ctl", rate: 500}, c: {type: cache}}\n',
+    'sinks: {u: {type: unbound, control: "192.0.2.1:8953", tls: {server_cert: /s, cert: /c, key: /k}}}\n',
+    'sinks: {m: {type: callback, function: "my.module:take"}}\n',
+    f'keys: {{k: {{secret: "{SECRET}", max_evidence: confirmed, evidence: validated}}, K.: {{secret: "env:X"}}}}\n',
+    'keys: {k: {algorithm: hmac-sha512, secret: "env:X"}, other: {secret: "env:X"}, l: {secret: "file:/dev/null"}}\n',
+    'sources: {s: {type: file, path: "/etc/passwd", format: wire}, t: {type: file, path: "/dev"}}\n',
+    'sources: {s: {type: stream, listen: "127.0.0.1:6000", claims: confirmed}, t: {type: stream, listen: "127.0.0.1:6000", claims: confirmed}}\n',
+    'sources: {s: {type: dnstap, listen: "unix:/run/d", resolver_frames: none, trusted_forwarders: [192.0.2.1]}}\n',
+    f'keys: {{k: {{secret: "{SECRET}", origins: [other]}}}}\ntransports: {{u: {{type: udp, key: k}}}}\n',
+    'sinks: {u: {type: unbound, control: "unix:/run/u", tls: {server_cert: /s, cert: /c, key: /etc/passwd}}}\n',
+    'sinks: {u: {type: unbound, control: "192.0.2.1:8953"}, v: {type: unbound, control: "127.0.0.1:8953"}}\n',
+    'shim: {listen: ["127.0.0.1:0", "127.0.0.1:5"], upstreams: [{address: "192.0.2.1", validating: true, authoritative: true}, "127.0.0.1:5"]}\n',
+    "share: {min_ttl: 1d, max_ttl: 1h}\n",
+    "share: {min_ttl: 1m, second_sighting: 10m, allow: [test], deny: [x.example], rate: {node: 10}, private_names: never}\n",
+    "cache: {max_entries: 5000, max_bytes: 64MiB}\n",
+    'shim: {listen: ["127.0.0.1:53"], upstreams: ["127.0.0.1:5335", {address: "::1", validating: true, tls_name: a.b}]}\n',
+    'admin: {socket: /run/cachebus/api.sock, http: "127.0.0.1:9853"}\n',
+    'admin: {http: "0.0.0.0:80", http_beyond_loopback: true}\ncluster: home\n',
+)
+NAMES = tuple(sorted({
+    key
+    for model in (models.Config, models.Key, models.DnstapSource, models.StreamSource, models.FileSource,
+                  models.ServerTls, models.Transport, models.Accept, models.UdpOptions, models.UnboundSink,
+                  models.CallbackSink, models.Share, models.Rate, models.Cache, models.Shim, models.Upstream,
+                  models.Admin)
+    for key in model.model_fields
+} | {"hints", "swild", "tls", "k", "lan", "[key]", "dnstap", "site", "qos", "url"}))  # fmt: skip
+WORDS = ("dnstap", "stream", "file", "udp", "unbound", "callback", "cache", "confirmed", "validated", "127.0.0.1:53",
+         "unix:/run/x/y", "unix:/run/x", "/run/x", "file:/nonexistent", "env:X", SECRET, "k", "lan", "a..b", "10m", "1KiB",
+         "0.0.0.0:1", "192.0.2.1:53", "::1", "[::1]:53", "my.module:f", "true", "0", "-1", "1e3", "99999999999999999999", "a",
+         "conFirmed", "dnstp", "udpp", "batch", "mqtt", "192.0.2.0/24", "A", "*", "example.test.")  # fmt: skip
+PIECES = (*ODD_TEXT, *WORDS, *(f"{name}: " for name in NAMES), "&a ", "*a ", "!!int ", "? ", "- ", "\n", "\n  ", "\n- ",
+          "[", "]", "{", "}", ": ", ", ", "'", '"', "|\n ", ">-\n ", "~", "<<: ", "---\n", "...\n", "%YAML 1.2\n", "# c\n",
+          '"\\x41"', '"\\U0011FFFF"', "\t", "[[[[[[[[[[[[[[[[", "{a: &a [*a, *a]}")  # fmt: skip
+MOST_TEXT = 1500
+"""Characters of an example: PyYAML reads some 100 a millisecond."""
+
+
+def expected_lines(text: str) -> int:
+    """Lines as YAML counts them, at most."""
+    for end in ("\r\n", "\r", "\x85", "\u2028", "\u2029"):
+        text = text.replace(end, "\n")
+    return text.count("\n") + 1
+
+
+def check_problems(problems: tuple[Problem, ...] | list[Problem], text: str) -> None:
+    """Each has a place in the file and one printable line, without a secret."""
+    lines = expected_lines(text)
+    hidden = text.count(SECRET) == text.count(f'secret: "{SECRET}"')  # anywhere else it is no secret
+    for problem in problems:
+        assert 1 <= problem.line <= lines + 1
+        assert 1 <= problem.column <= len(text) + 1
+        assert "\n" not in problem.message
+        assert not hidden or SECRET not in problem.message
+        assert len(problem.message) < 2000
+
+
+class _YamlTarget(TextTarget):
+    pieces = PIECES
+
+    def draw(self, rng: Random) -> tuple[str, bool]:
+        text, is_mutation = super().draw(rng)
+        return text[:MOST_TEXT], is_mutation
+
+
+class DocumentTarget(_YamlTarget):
+    """`document.parse`: a tree with places inside the text, or `ConfigErrors`."""
+
+    name = "config-document"
+    parts = (Part("cachebus/config/document.py"),)
+    cost = 8
+
+    def valid(self, rng: Random) -> str:
+        if rng.random() < 0.3:
+            return "node: a\n" + SECTIONS[below(rng, len(SECTIONS))]
+        return _block(rng, 0)
+
+    def check(self, example: str, rng: Random) -> bool:
+        if rng.random() < 0.002:
+            example = _large(rng)
+        try:
+            document, problems = parse(example, "f")
+        except ConfigErrors as error:
+            assert error.problems
+            check_problems(list(error.problems), example)
+            assert error.__context__ is None, "PyYAML's exceptions hold the text"
+            return False
+        check_problems(problems, example)
+        value = document.value()
+        assert isinstance(value, dict)
+        self._walk(document, value, ())
+        assert document.root.size <= MAX_NODES + 1
+        natural(document.root)
+        for place in (("a", "b", 7), ("a", 0, "c"), (NAMES[below(rng, len(NAMES))],)):
+            check_problems([document.problem(place, "x", at_key=rng.random() < 0.5)], example)
+            document.at(*place)
+        return True
+
+    def _walk(self, document: Document, value: object, place: tuple[str | int, ...]) -> None:
+        node = document.at(*place)
+        assert node is not None
+        assert len(place) <= MAX_DEPTH
+        if len(place) > 3:
+            return
+        if isinstance(value, dict):
+            for key, below_it in value.items():
+                assert isinstance(key, str)
+                self._walk(document, below_it, (*place, key))
+        elif isinstance(value, list):
+            for index, below_it in enumerate(value[:4]):
+                self._walk(document, below_it, (*place, index))
+        else:
+            assert value is None or isinstance(value, str)
+
+
+def _block(rng: Random, depth: int) -> str:
+    """A small mapping in some style, with anchors and aliases."""
+    indent = "  " * depth
+    lines = []
+    for _ in range(1 + below(rng, 3)):
+        key = NAMES[below(rng, len(NAMES))]
+        die = rng.random()
+        if die < 0.2 and depth < 3:
+            lines.append(f"{indent}{key}:\n{_block(rng, depth + 1)}")
+        elif die < 0.3:
+            lines.append(f"{indent}{key}: [{WORDS[below(rng, 8)]}, '{WORDS[below(rng, len(WORDS))]}', 3, off]\n")
+        elif die < 0.4:
+            lines.append(f"{indent}{key}: &a {{b: 1, c: ~}}\n{indent}d: *a\n")
+        elif die < 0.5:
+            lines.append(f"{indent}{key}:\n{indent}- x\n{indent}- 1.5\n{indent}- true\n")
+        else:
+            lines.append(f'{indent}{key}: "{WORDS[below(rng, len(WORDS))]}"  # why\n')
+    return "".join(lines)
+
+
+def _large(rng: Random) -> str:
+    """What multiplies, nests or repeats."""
+    match below(rng, 3):
+        case 0:
+            levels = [f"l{level}: &l{level} [{', '.join([f'*l{level - 1}'] * 9)}]" for level in range(1, 8)]
+            return "l0: &l0 [a, b]\n" + "\n".join(levels)
+        case 1:
+            return "a: " + "[" * 60 + "]" * 60
+        case _:
+            return "".join(f"k{number % 30}: 1\n" for number in range(60))
+
+
+class ConfigTarget(_YamlTarget):
+    """`loads`: a `Config` that shows no secret, or `ConfigErrors` with every problem at its place."""
+
+    name = "config"
+    parts = (
+        Part("cachebus/config/loader.py", without=("load", "admin_socket", "_read", "_file_problem")),
+        Part("cachebus/config/checks.py"),
+    )
+    cost = 10
+
+    def valid(self, rng: Random) -> str:
+        text = "node: ams-1\n" + SECTIONS[below(rng, len(SECTIONS))]
+        if rng.random() < 0.3:
+            more = SECTIONS[below(rng, len(SECTIONS))]
+            text += more if more.split(":", maxsplit=1)[0] not in text else ""
+        return text
+
+    def mutated(self, rng: Random) -> str:
+        return super().mutated(rng) if rng.random() < 0.5 else self._words(rng)
+
+    def _words(self, rng: Random) -> str:
+        """Another word where one stood: still YAML, so pydantic and the checks get to see it."""
+        text = self.valid(rng)
+        for _ in range(1 + below(rng, 3)):
+            places = [at for at in range(1, len(text)) if text[at - 1] in ' [{"' and text[at].isalnum()]
+            start = places[below(rng, len(places))]
+            stop = start
+            while stop < len(text) and text[stop] not in ',]}"\n' and not text.startswith(": ", stop):
+                stop += 1
+            pool = NAMES if text.startswith(": ", stop) else WORDS
+            text = text[:start] + pool[below(rng, len(pool))] + text[stop:]
+        return text
+
+    def noise(self, rng: Random) -> str:
+        """A tree of known keys with any values."""
+        tree = {NAMES[below(rng, len(NAMES))]: self._tree(rng, 3) for _ in range(below(rng, 4))}
+        return json.dumps({"node": "a", **tree})
+
+    def _tree(self, rng: Random, depth: int) -> object:
+        die = rng.random()
+        if die < 0.5 and depth:
+            return {NAMES[below(rng, len(NAMES))]: self._tree(rng, depth - 1) for _ in range(below(rng, 3))}
+        if die < 0.6:
+            return [self._tree(rng, 0) for _ in range(below(rng, 3))]
+        return (
+            (None, True, below(rng, 70000), -1, rng.random(), "")[below(rng, 6)]
+            if die < 0.7
+            else WORDS[below(rng, len(WORDS))]
+        )
+
+    def check(self, example: str, rng: Random) -> bool:
+        types = {"udp", "vendor"} if rng.random() < 0.8 else None
+        environment = {"K": SECRET, "X": f"k:hmac-sha256:{SECRET}"} if rng.random() < 0.7 else {}
+        try:
+            config = loads(example, file="f", environment=environment, transport_types=types, directory=Path("/"))
+        except ConfigErrors as error:
+            assert error.problems
+            check_problems(list(error.problems), example)
+            assert error.__context__ is None or error.__suppress_context__
+            return False
+        assert isinstance(config, Config)
+        check_problems(list(config.warnings), example)
+        if example.count(SECRET) == example.count(f'secret: "{SECRET}"'):
+            assert SECRET not in repr(config)
+            assert SECRET not in config.model_dump_json()
+        return True
+
+
+TARGETS: tuple[type[Target[Any]], ...] = (ConfigTarget, DocumentTarget)

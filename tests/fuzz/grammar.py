@@ -1,4 +1,4 @@
-"""Makes DNS messages of every kind a resolver sees, in bytes: chains, signatures, compression, EDNS, and the worst of them.
+"""Makes DNS messages of every kind a resolver sees: chains, signatures, compression, EDNS, and the worst of them.
 
 Written apart from the code under test and from dnspython, so that it can say what neither would: any flags and counts
 that fit together, any owner, pointers to anywhere that is allowed.
@@ -13,8 +13,35 @@ from typing import NamedTuple
 from tests.fuzz.mutate import BYTES, LONGS, below
 
 QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010
-A, NS, CNAME, SOA, PTR, MX, TXT, RP, SIG, AAAA, NXT, SRV, NAPTR, DNAME = 1, 2, 5, 6, 12, 15, 16, 17, 24, 28, 30, 33, 35, 39
-OPT, DS, RRSIG, NSEC, DNSKEY, NSEC3, HTTPS, TSIG, ANY, SWILD, PRIVATE = 41, 43, 46, 47, 48, 50, 65, 250, 255, 65392, 65280
+A, NS, CNAME, SOA, PTR, MX, TXT, RP, SIG, AAAA, NXT, SRV, NAPTR, DNAME = (
+    1,
+    2,
+    5,
+    6,
+    12,
+    15,
+    16,
+    17,
+    24,
+    28,
+    30,
+    33,
+    35,
+    39,
+)
+OPT, DS, RRSIG, NSEC, DNSKEY, NSEC3, HTTPS, TSIG, ANY, SWILD, PRIVATE = (
+    41,
+    43,
+    46,
+    47,
+    48,
+    50,
+    65,
+    250,
+    255,
+    65392,
+    65280,
+)
 MAX_MESSAGE = 65535
 
 
@@ -28,14 +55,23 @@ ZONE = wire_name("example.test.")
 NAMES = [
     wire_name(text)
     for text in (
-        ".", "test.", "example.test.", "www.example.test.", "a.example.test.", "b.a.example.test.", "c.b.a.example.test.",
-        "*.example.test.", "d.example.test.", "x.d.example.test.", "other.test.", "www.other.test.", "x.other.test.",
+        ".", "test.", "example.test.", "www.example.test.", "a.example.test.", "b.a.example.test.",
+        "c.b.a.example.test.", "*.example.test.",
+        "d.example.test.", "x.d.example.test.", "other.test.", "www.other.test.", "x.other.test.",
         "_sip._udp.example.test.", "1.2.0.192.in-addr.arpa.", "localhost.", "example.com.", "www.example.com.",
     )
 ]  # fmt: skip
 LONG_NAME = b"".join(bytes([61]) + bytes([97 + index]) * 61 for index in range(4)) + b"\5maxim\0"
 DEEP_NAME = b"\1x" * 127 + b"\0"
-ODD_NAMES = [LONG_NAME, DEEP_NAME, b"\3a\0b\4test\0", b"\4a.b\\\4test\0", b"\1\xff\2\xc0\x0c\4test\0", b"\1*\0", b"\2\r\n\1;\0"]
+ODD_NAMES = [
+    LONG_NAME,
+    DEEP_NAME,
+    b"\3a\0b\4test\0",
+    b"\4a.b\\\4test\0",
+    b"\1\xff\2\xc0\x0c\4test\0",
+    b"\1*\0",
+    b"\2\r\n\1;\0",
+]
 
 
 class Name(bytes):
@@ -58,7 +94,11 @@ def pick_name(rng: Random) -> bytes:
     """A name: mostly one of a few, so that names meet; its case as resolvers and attackers have it."""
     die = rng.random()
     name = NAMES[below(rng, len(NAMES))] if die < 0.93 else ODD_NAMES[below(rng, len(ODD_NAMES))]
-    return name if die < 0.85 else bytes(byte ^ 0x20 if 65 <= byte & 0xDF <= 90 and rng.random() < 0.5 else byte for byte in name)
+    return (
+        name
+        if die < 0.85
+        else bytes(byte ^ 0x20 if 65 <= byte & 0xDF <= 90 and rng.random() < 0.5 else byte for byte in name)
+    )
 
 
 def pick_ttl(rng: Random) -> int:
@@ -114,8 +154,8 @@ def rdata(rng: Random, rrtype: int) -> tuple[bytes, ...]:
             return (rng.randbytes(below(rng, 40)),)
 
 
-TYPES = (A, NS, CNAME, SOA, PTR, MX, TXT, RP, SIG, AAAA, NXT, SRV, NAPTR, DNAME, OPT, DS, RRSIG, NSEC, DNSKEY, NSEC3, HTTPS,
-         TSIG, ANY, SWILD, PRIVATE, 3, 7, 14, 18, 21, 26, 36, 64, 251, 252, 257)  # fmt: skip
+TYPES = (A, NS, CNAME, SOA, PTR, MX, TXT, RP, SIG, AAAA, NXT, SRV, NAPTR, DNAME, OPT, DS, RRSIG, NSEC, DNSKEY, NSEC3,
+         HTTPS, TSIG, ANY, SWILD, PRIVATE, 3, 7, 14, 18, 21, 26, 36, 64, 251, 252, 257)  # fmt: skip
 
 
 def signature(rng: Random, covered: int, owner: bytes, ttl: int, now: int) -> tuple[bytes, ...]:
@@ -138,7 +178,9 @@ def signature(rng: Random, covered: int, owner: bytes, ttl: int, now: int) -> tu
                 signer = owner
             case _:
                 expiration = LONGS[below(rng, len(LONGS))]
-    fixed = struct.pack("!HBBIIIH", covered, 13, labels, original, expiration & 0xFFFFFFFF, inception & 0xFFFFFFFF, 4711)
+    fixed = struct.pack(
+        "!HBBIIIH", covered, 13, labels, original, expiration & 0xFFFFFFFF, inception & 0xFFFFFFFF, 4711
+    )
     return (fixed + signer, rng.randbytes(8))
 
 
@@ -165,6 +207,8 @@ class Shape(NamedTuple):
     """As this project's own codec and its like send: one chain, nothing else, no compression but of owners."""
     flags: int | None = None
     qname: bytes | None = None
+    qtype: int | None = None
+    answer: tuple[Record, ...] | None = None
     ident: int | None = None
     change: bool = False
     """Records are changed before they are written: lengths and counts stay right, so what is behind them is reached."""
@@ -176,8 +220,11 @@ USUAL = Shape(usual=True)
 def make_message(rng: Random, shape: Shape = Shape()) -> bytes:  # noqa: B008 -- a constant
     """A message in which every length and count is right; what it says may be nonsense."""
     qname = shape.qname or pick_name(rng)
-    qtype = pick_type(rng)
-    answer = make_chain(rng, qname, qtype, shape.now, usual=shape.usual)
+    qtype = shape.qtype or pick_type(rng)
+    if shape.answer is not None:
+        answer = list(shape.answer)
+    else:
+        answer = make_chain(rng, qname, qtype, shape.now, usual=shape.usual)
     authority: list[Record] = []
     additional: list[Record] = []
     questions = 1
@@ -391,7 +438,9 @@ def worst_message(rng: Random, flags: int = QR | AA) -> bytes:
         case 0:  # pointers to pointers, and names that begin at the last of them
             rungs = room // 8
             at = 12 + len(question) + 11
-            ladder = b"\0" + b"".join(struct.pack("!H", 0xC000 | min(at + max(2 * step - 1, 0), 0x3FFF)) for step in range(rungs))
+            ladder = b"\0" + b"".join(
+                struct.pack("!H", 0xC000 | min(at + max(2 * step - 1, 0), 0x3FFF)) for step in range(rungs)
+            )
             pieces.append(b"\0" + struct.pack("!HHIH", TXT, 1, 300, len(ladder)) + ladder)
             top = struct.pack("!H", 0xC000 | min(at + 1 + 2 * (rungs - 1), 0x3FFF))
             pieces += [top + struct.pack("!HHIH", PRIVATE, 1, 300, 0)] * ((room - len(pieces[0])) // 12)
@@ -402,9 +451,11 @@ def worst_message(rng: Random, flags: int = QR | AA) -> bytes:
         case 3:  # many RRSIGs
             made = b"".join(signature(rng, A, ZONE, 300, 1_800_000_000))
             fixed = b"\xc0\x0c" + struct.pack("!HHIH", RRSIG, 1, 300, len(made))
-            pieces += [fixed + made[:-4] + struct.pack("!I", number) for number in range(room // (len(fixed) + len(made)))]
+            pieces += [
+                fixed + made[:-4] + struct.pack("!I", number) for number in range(room // (len(fixed) + len(made)))
+            ]
         case 4:  # one long chain, or ring, of CNAMEs
-            count = room // 20
+            count = room // 24
             owners = [b"\4" + f"{number % 10000:04}".encode() + b"\xc0\x0c" for number in range(count)]
             pieces += [
                 owner + struct.pack("!HHIH", CNAME, 1, 300, 7) + target
@@ -413,13 +464,17 @@ def worst_message(rng: Random, flags: int = QR | AA) -> bytes:
         case 5:  # names as deep as can be, each from its neighbour
             pieces.append(DEEP_NAME + struct.pack("!HHIH", PRIVATE, 1, 300, 0))
             at = 12 + len(question)
-            pieces += [struct.pack("!HHHIH", 0xC000 | at + 2 * below(rng, 120), PRIVATE, 1, 300, 0)] * ((room - 265) // 12)
+            pieces += [struct.pack("!HHHIH", 0xC000 | at + 2 * below(rng, 120), PRIVATE, 1, 300, 0)] * (
+                (room - 265) // 12
+            )
         case 6:  # small records that grow when their names are decompressed
             pieces.append(LONG_NAME + struct.pack("!HHIH", PRIVATE, 1, 300, 0))
             far = struct.pack("!H", 0xC000 | 12 + len(question))
-            pieces += [b"\xc0\x0c" + struct.pack("!HHIHH", MX, 1, 300, 4, number) + far for number in range((room - 265) // 16)]
+            pieces += [
+                b"\xc0\x0c" + struct.pack("!HHIHH", MX, 1, 300, 4, number) + far for number in range((room - 265) // 16)
+            ]
         case _:  # DNAMEs at every level, of every name
-            count = room // 14
+            count = room // 16
             pieces += [
                 bytes((1, 97 + number % 26, 0xC0, 12)) + struct.pack("!HHIH", DNAME, 1, 300, 2) + b"\xc0\x0c"
                 for number in range(count)

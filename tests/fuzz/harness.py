@@ -32,7 +32,7 @@ MAX_GROWTH = 64 << 20
 MIN_MUTATED = 0.5
 """Share of the examples that are mutations of valid input."""
 WARM_UP = 200
-"""Examples before memory is looked at: imports, caches and the allocator's arenas settle."""
+"""Examples before memory and mixture are looked at: imports, caches and the allocator's arenas settle."""
 MUTATED, VALID = 0.7, 0.9
 """Of the examples 70 % are mutations, 20 % valid, 10 % noise."""
 
@@ -129,25 +129,29 @@ TRACED = Limits(seconds=float("inf"), hang=60.0, growth=1 << 40)
 
 
 def run(target: Target[Any], examples: int, seed: int, *, limits: Limits | None = None, start: int = 0) -> Report:
-    """Feed `examples` inputs, from number `start` on. Raises `Found` for the first that breaks a rule."""
+    """Feed `examples` inputs from number `start` on, and those before it in its block.
+
+    Raises `Found` for the first that breaks a rule.
+    """
     if limits is None:
         limits = Limits() if sys.gettrace() is None else TRACED
     gc.collect()
     gc.freeze()  # what is there already is not walked again for each example's garbage
     try:
         with _interrupted():
-            return _run(target, examples, seed, limits, start - start % target.block)
+            return _run(target, range(start - start % target.block, start + examples), seed, limits)
     finally:
         gc.unfreeze()
 
 
-def _run(target: Target[Any], examples: int, seed: int, limits: Limits, start: int) -> Report:
+def _run(target: Target[Any], numbers: range, seed: int, limits: Limits) -> Report:
+    start, examples = numbers.start, len(numbers)
     rng = Random()
     mutated = taken = 0
     slowest = 0.0
     began = time.process_time()
     baseline = _resident()
-    for number in range(start, start + examples):
+    for number in numbers:
         if number - start == WARM_UP:
             baseline = _reset_peak()
         rng.seed(seed << 40 | number)
@@ -174,11 +178,11 @@ def _run(target: Target[Any], examples: int, seed: int, limits: Limits, start: i
     try:
         target.finish()
     except Exception as error:
-        raise Found(_story(target, seed, start + examples - 1, None, f"{type(error).__name__}: {error}")) from error
+        raise Found(_story(target, seed, numbers[-1], None, f"{type(error).__name__}: {error}")) from error
     growth = max(_peak() - baseline, 0)
     if growth > limits.growth:
         raise Found(f"{target.name}: memory grew by {growth >> 20} MiB in {examples} examples of seed {seed}")
-    if mutated < MIN_MUTATED * examples:
+    if mutated < MIN_MUTATED * examples and examples > WARM_UP:
         raise Found(f"{target.name}: only {mutated} of {examples} examples were mutations of valid input")
     return Report(examples, mutated, taken, time.process_time() - began, slowest, growth)
 

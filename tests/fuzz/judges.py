@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_network
+from itertools import pairwise
 from random import Random
 from typing import Any, NamedTuple
 
 from cachebus.answer import Answer, Evidence, Refusal
+from cachebus.errors import MessageError
 from cachebus.filters import clients, pairing, pending
+from cachebus.filters.chain import MAX_CNAMES, assemble, chain_from
 from cachebus.filters.direct import DirectJudge
 from cachebus.filters.edns import refusal_in
 from cachebus.filters.settings import JudgeSettings, Pairing, ResolverFrames
@@ -17,9 +20,29 @@ from cachebus.filters.trust import DnstapJudge
 from cachebus.filters.upstream import UpstreamTrust, judge_upstream
 from cachebus.filters.verdict import Verdict
 from cachebus.wire.dnstap import MessageType, SocketProtocol, encode
+from cachebus.wire.message import parse
 from tests.fuzz.bus import check_answer
 from tests.fuzz.frames import captured
-from tests.fuzz.grammar import AA, AD, CD, NAMES, QR, RA, RD, SWILD, Shape, make_message, make_options, worst_message
+from tests.fuzz.grammar import (
+    AA,
+    AD,
+    CD,
+    CNAME,
+    NAMES,
+    QR,
+    RA,
+    RD,
+    SWILD,
+    TXT,
+    A,
+    Shape,
+    make_chain,
+    make_message,
+    make_options,
+    make_rrset,
+    parent,
+    worst_message,
+)
 from tests.fuzz.harness import Part, Target
 from tests.fuzz.messages import WORST, BytesTarget
 from tests.fuzz.mutate import below, mutate
@@ -73,8 +96,7 @@ class DnstapJudgeTarget(Target[bytes]):
 
     name = "judge-dnstap"
     parts = tuple(
-        Part(f"cachebus/filters/{name}.py")
-        for name in ("trust", "pairing", "pending", "clients", "memory", "chain", "form", "edns", "tally")
+        Part(f"cachebus/filters/{name}.py") for name in ("trust", "pairing", "pending", "clients", "memory", "form")
     )
     block = 60
     cost = 4
@@ -108,7 +130,7 @@ class DnstapJudgeTarget(Target[bytes]):
         if die < 0.13:
             return mutate(rng, self._captured[below(rng, len(self._captured))], self._captured), True
         if not self._queue:
-            self._queue = self._exchange(rng)
+            self._queue = self._exchanges(rng)
         return self._queue.pop(0 if rng.random() < 0.9 else -1)
 
     def valid(self, rng: Random) -> bytes:
@@ -116,22 +138,47 @@ class DnstapJudgeTarget(Target[bytes]):
 
     mutated = noise = valid
 
-    def _exchange(self, rng: Random) -> list[tuple[bytes, bool]]:
-        """What a resolver logs of one question: query, response, what it told clients; changed alike, mostly."""
-        change = rng.random() < 0.72
+    def _exchanges(self, rng: Random) -> list[tuple[bytes, bool]]:
+        """What a resolver logs of one question; sometimes of several, because a chain went on elsewhere."""
+        if rng.random() < 0.7:
+            return self._exchange(rng, Shape(NOW))
+        names = rng.sample(NAMES[3:8], 2 + below(rng, 3))
+        qtype = A if rng.random() < 0.8 else TXT
+        signed = rng.random() < 0.5
+        frames = []
+        for name, target in pairwise([*names, None]):
+            assert name is not None
+            kind = CNAME if target is not None else qtype
+            records = make_rrset(rng, name, kind, NOW, signed=signed, target=target)
+            frames.append(self._exchange(rng, Shape(NOW, qname=name, qtype=qtype, answer=tuple(records), usual=True)))
+        if rng.random() < 0.3:
+            rng.shuffle(frames)
+        return [frame for found in frames for frame in found]
+
+    def _exchange(self, rng: Random, shape: Shape) -> list[tuple[bytes, bool]]:
+        """Query, response, what clients were told; changed alike, mostly."""
+        change = rng.random() < (0.72 if shape.answer is None else 0.6)
         ident, port = below(rng, 4), 1024 + below(rng, 4)
         flags = QR | AA if rng.random() < 0.9 else QR | RA
         fields = change and rng.random() < 0.7
-        message = self._message(rng, Shape(NOW, flags=flags, ident=ident, change=fields))
+        message = self._message(rng, shape._replace(flags=flags, ident=ident, change=fields))
         question = message[12 : 12 + _question_size(message)]
         asked = message[:2] + (CD if rng.random() < 0.5 else 0).to_bytes(2, "big") + b"\0\1\0\0\0\0\0\0" + question
         if change and not fields:
-            message = mutate(rng, message, (self._message(rng, Shape(NOW)),), start=min(len(message), 12 + len(question)))
+            message = mutate(
+                rng, message, (self._message(rng, Shape(NOW)),), start=min(len(message), 12 + len(question))
+            )
         told_flags = QR | RD | RA | (AD if rng.random() < 0.5 else 0) | (CD if rng.random() < 0.05 else 0)
         told = rng.randbytes(2) + told_flags.to_bytes(2, "big") + message[4:]
         kind = MessageType.FORWARDER_QUERY if rng.random() < 0.2 else MessageType.RESOLVER_QUERY
         response = MessageType(kind + 1)
-        zone = None if rng.random() < 0.05 else NAMES[below(rng, 3)] if rng.random() < 0.8 else NAMES[below(rng, len(NAMES))]
+        zone = (
+            None
+            if rng.random() < 0.05
+            else NAMES[below(rng, 3)]
+            if rng.random() < 0.8
+            else NAMES[below(rng, len(NAMES))]
+        )
         time = self._now - rng.random()
         between: dict[str, Any] = {
             "response_address": SERVER if rng.random() < 0.9 else bytes(16),
@@ -140,7 +187,7 @@ class DnstapJudgeTarget(Target[bytes]):
             "query_zone": zone,
             "protocol": SocketProtocol(1 + below(rng, 2)),
         }
-        client = {"query_address": bytes((192, 0, 2, 99)), "query_port": 5000 + below(rng, 3)}
+        client: dict[str, Any] = {"query_address": bytes((192, 0, 2, 99)), "query_port": 5000 + below(rng, 3)}
         frames = [
             encode(kind, asked, query_time=time, **between),
             encode(response, message, response_time=time + 0.01, **between),
@@ -160,6 +207,8 @@ class DnstapJudgeTarget(Target[bytes]):
         return [(frame, change) for frame in frames]
 
     def _message(self, rng: Random, shape: Shape) -> bytes:
+        if shape.answer is not None:
+            return make_message(rng, shape)
         if rng.random() < WORST:
             return worst_message(rng)
         qname = NAMES[3 + below(rng, 4)] if rng.random() < 0.6 else None
@@ -217,14 +266,22 @@ def finished_message(rng: Random, *, change: bool = False) -> bytes:
     if rng.random() < WORST:
         return worst_message(rng, QR | AD)
     flags = QR | RD | RA | (AD if rng.random() < 0.6 else 0) if rng.random() < 0.95 else None
-    return make_message(rng, Shape(NOW, usual=rng.random() < 0.5, flags=flags, change=change))
+    shape = Shape(NOW, usual=rng.random() < 0.5, flags=flags, change=change)
+    if rng.random() < 0.05:  # SWILD above the question
+        qname = NAMES[4 + below(rng, 3)]
+        records = [*make_chain(rng, qname, A, NOW, usual=True), *make_rrset(rng, parent(qname), SWILD, NOW)]
+        shape = shape._replace(qname=qname, qtype=A, answer=tuple(records))
+    return make_message(rng, shape)
 
 
 class DirectJudgeTarget(BytesTarget):
     """`DirectJudge`: answers at no more than the level that may be claimed, or one reason."""
 
     name = "judge-direct"
-    parts = (Part("cachebus/filters/direct.py"), Part("cachebus/filters/form.py", only=("header_refusal", "finished_refusal")))
+    parts = (
+        Part("cachebus/filters/direct.py"),
+        Part("cachebus/filters/form.py", only=("header_refusal", "finished_refusal")),
+    )
     block = 20
     cost = 2
 
@@ -294,7 +351,11 @@ class UpstreamJudgeTarget(Target[Conversation]):
         return Conversation(data if rng.random() < 0.5 else rng.randbytes(below(rng, 60)), data)
 
     def check(self, example: Conversation, rng: Random) -> bool:
-        trust = UpstreamTrust.NONE if rng.random() < 0.02 else rng.choice((UpstreamTrust.VALIDATING, UpstreamTrust.AUTHORITATIVE))
+        trust = (
+            UpstreamTrust.NONE
+            if rng.random() < 0.02
+            else rng.choice((UpstreamTrust.VALIDATING, UpstreamTrust.AUTHORITATIVE))
+        )
         settings = judge_settings(rng)
         found = judge_upstream(example.query, example.response, trust=trust, now=float(NOW), settings=settings)
         if isinstance(found, Refusal):
@@ -305,6 +366,43 @@ class UpstreamJudgeTarget(Target[Conversation]):
         assert found.evidence is (Evidence.VALIDATED if validated else Evidence.AUTHORITATIVE)
         assert not validated or found.ttl > settings.stale_ttl
         check_answer(found, now=NOW, infrastructure=settings.infrastructure)
+        return True
+
+
+class ChainTarget(BytesTarget):
+    """`chain_from` and `assemble`: what they give of any records is a chain again, and the same one."""
+
+    name = "chain"
+    parts = (Part("cachebus/filters/chain.py"),)
+    cost = 2
+
+    def valid(self, rng: Random) -> bytes:
+        return finished_message(rng)
+
+    def mutated(self, rng: Random) -> bytes:
+        return finished_message(rng, change=True) if rng.random() < 0.7 else super().mutated(rng)
+
+    def check(self, example: bytes, rng: Random) -> bool:
+        try:
+            message = parse(example)
+        except MessageError:
+            return False
+        more: dict[str, Any] = {"infrastructure": rng.random() < 0.5, "partial": rng.random() < 0.5}
+        chain = chain_from(message.answer, message.qname, message.qtype, zone=NAMES[below(rng, 3)])
+        if not isinstance(chain, Refusal):
+            assert chain.links
+            assert chain.complete != bool(chain.target)
+            owners = [(link.synthesised or link.rrset).owner for link in chain.links]
+            assert owners[0] == message.qname
+            assert len(set(owners)) == len(owners) <= MAX_CNAMES + 1
+        evidence = Evidence(1 + below(rng, 3))
+        found = assemble(message.qname, message.qtype, message.answer, NOW + 0.5, evidence=evidence, **more)
+        if isinstance(found, Refusal):
+            return False
+        assert assemble(message.qname, message.qtype, found, NOW + 0.5, evidence=evidence, **more) == found
+        assert all(0 < rrset.ttl <= 86400 for rrset in found)
+        if not more["partial"]:
+            assert found[-1].type == message.qtype
         return True
 
 
@@ -323,4 +421,6 @@ class EdnsTarget(BytesTarget):
         return found is not Refusal.MALFORMED
 
 
-TARGETS: tuple[type[Target[Any]], ...] = (DnstapJudgeTarget, DirectJudgeTarget, UpstreamJudgeTarget, EdnsTarget)
+TARGETS: tuple[type[Target[Any]], ...] = (
+    DnstapJudgeTarget, DirectJudgeTarget, UpstreamJudgeTarget, ChainTarget, EdnsTarget,
+)  # fmt: skip

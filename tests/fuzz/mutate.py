@@ -154,7 +154,11 @@ def _change_text(rng: Random, text: str, others: Sequence[str], pieces: Sequence
         case 4:
             return text[:stop] + text[start:stop] * (1 + below(rng, 3)) + text[stop:]
         case 5:
-            return text[:start] + chr(ord(text[start]) ^ 1 << below(rng, 7)) + text[start + 1 :] if start < len(text) else text[:-1]
+            return (
+                text[:start] + chr(ord(text[start]) ^ 1 << below(rng, 7)) + text[start + 1 :]
+                if start < len(text)
+                else text[:-1]
+            )
         case 6 if others:
             other = others[below(rng, len(others))]
             return text[:start] + other[below(rng, len(other)) :]

@@ -120,7 +120,7 @@ SECTIONS = st.dictionaries(
 )
 
 
-@pytest.mark.fuzz
+@pytest.mark.property
 @given(SECTIONS, st.booleans())
 def test_any_tree_of_known_keys_is_a_configuration_or_an_error(tree: dict[str, object], valid_node: bool) -> None:
     if valid_node:
@@ -132,13 +132,13 @@ def test_the_seed_is_valid() -> None:
     assert loads(VALID, environment={}).node == "ams-1"
 
 
-@pytest.mark.fuzz
+@pytest.mark.property
 @given(st.one_of(mutated(), mutated(), st.lists(PIECES, max_size=40).map("".join), st.text()))
 def test_any_text_is_a_configuration_or_an_error_with_a_place(text: str) -> None:
     check(text)
 
 
-@pytest.mark.fuzz
+@pytest.mark.property
 @given(
     st.one_of(
         st.text(),

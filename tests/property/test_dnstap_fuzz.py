@@ -13,7 +13,7 @@ from cachebus.presentation import check_name
 from cachebus.wire.dnstap import Frame, MessageType, SocketProtocol, decode, encode
 from cachebus.wire.framestream import FrameStreamReceiver
 
-pytestmark = pytest.mark.fuzz
+pytestmark = pytest.mark.property
 
 DATA = Path(__file__).parents[1] / "data"
 REAL = [

@@ -30,7 +30,7 @@ def no_resolver(*_: object, **__: object) -> list[object]:
     raise socket.gaierror(-2, "Name or service not known")
 
 
-@pytest.mark.fuzz
+@pytest.mark.property
 @given(ENDPOINTS)
 def test_any_text_is_an_endpoint_or_a_config_error(text: str) -> None:
     try:

@@ -20,7 +20,7 @@ from cachebus.wire.framestream import (
     write_messages,
 )
 
-pytestmark = pytest.mark.fuzz
+pytestmark = pytest.mark.property
 
 PAYLOADS = st.lists(st.binary(min_size=1, max_size=40), max_size=6)
 

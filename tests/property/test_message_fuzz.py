@@ -19,7 +19,7 @@ from cachebus.wire.shortcut import take_over
 from cachebus.wire.tsig import Signer, Verified, Verifier
 from tests.core_bed import NOW, key, rrset, rrsig
 
-pytestmark = pytest.mark.fuzz
+pytestmark = pytest.mark.property
 
 VALID = [
     compose(1, QR | AA, chain[0].owner, chain[-1].type, [(each, each.ttl) for each in chain])

@@ -32,7 +32,7 @@ from cachebus.testing import ManualClock
 from cachebus.wire.message import parse
 from tests.unit.shim_bed import bus_answer, records, reply_to, rrset, signature
 
-pytestmark = pytest.mark.fuzz
+pytestmark = pytest.mark.property
 NOW = 1_800_000_000.0
 
 

@@ -25,7 +25,7 @@ from cachebus.wire.framestream import FrameStreamReceiver
 from cachebus.wire.message import parse, records
 from tests.trust_frames import NOW, Lab, frame, message, rrsig, settings
 
-pytestmark = pytest.mark.fuzz
+pytestmark = pytest.mark.property
 
 DATA = Path(__file__).parent.parent / "data"
 CAPTURED = [

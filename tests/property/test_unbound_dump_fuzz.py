@@ -58,7 +58,7 @@ def _unescape(text: str) -> bytes:
     return bytes(wire) + b"\0"
 
 
-@pytest.mark.fuzz
+@pytest.mark.property
 @given(names, opaque_types, rdatas, evidences)
 def test_any_name_and_opaque_rdata_come_out_as_they_went_in(
     qname: bytes, qtype: int, data: list[bytes], evidence: Evidence
@@ -74,7 +74,7 @@ def test_any_name_and_opaque_rdata_come_out_as_they_went_in(
     assert {(record[3], int(record[5])) for record in records} == {(f"TYPE{qtype}", len(item)) for item in data}
 
 
-@pytest.mark.fuzz
+@pytest.mark.property
 @given(
     names,
     st.integers(0, 65535),
@@ -112,7 +112,7 @@ def mutated(draw: st.DrawFn) -> Answer:
     return _answer(b"\1x\1d\0", rrtypes.MX, tuple(rrsets), draw(evidences))
 
 
-@pytest.mark.fuzz
+@pytest.mark.property
 @given(mutated())
 def test_a_mutated_chain_gives_lines_of_the_format_or_is_refused(answer: Answer) -> None:
     try:

@@ -26,7 +26,7 @@ from cachebus.wire.message import (
     rrsig_fields,
     same_data,
 )
-from cachebus.wire.name import ancestors, is_at_or_below, label_count, parent, read_name, skip_name
+from cachebus.wire.name import MAX_POINTERS, ancestors, is_at_or_below, label_count, parent, read_name, skip_name
 from tests.core_bed import rdata, read, rrset, rrsig
 
 HEADER = bytes.fromhex("1234 8400 0001 0001 0000 0000")
@@ -101,6 +101,15 @@ def test_a_pointer_loop_ends() -> None:
     loop = bytes(12) + b"\x01a\xc0\x0e\x01b\xc0\x0c"
     with pytest.raises(MessageError):
         read_name(loop, 16, len(loop))
+
+
+def test_pointers_to_pointers_are_followed_a_few_times_only() -> None:
+    # 12: the root, then pointers, each to the one before it.
+    wire = bytes(13) + b"".join((0xC000 | max(11 + 2 * step, 12)).to_bytes(2, "big") for step in range(8000))
+    read_name(wire, 13 + 2 * (MAX_POINTERS - 1), len(wire))
+    for at in (13 + 2 * MAX_POINTERS, len(wire) - 2):
+        with pytest.raises(MessageError, match="compressed too often"):
+            read_name(wire, at, len(wire))
 
 
 def test_a_name_longer_than_255_through_pointers() -> None:
