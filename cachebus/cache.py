@@ -67,7 +67,7 @@ class Rank(IntEnum):
 _TYPES = tuple(rrtype.to_bytes(2, "big") for rrtype in range(65536))
 """Every type as the end of a key, every length as the end of a header: looking it up costs a quarter of making it."""
 _REDIRECTIONS = frozenset({rrtypes.CNAME, rrtypes.DNAME})
-_MARKS = 0xFFFFF
+_MARKS = 0x3FFFF
 """Owners are told apart by so many bits where it is marked that a CNAME of some rank was known there: a byte each, so
 that most other RRsets need no look-up of a CNAME."""
 _CNAME = rrtypes.CNAME.to_bytes(2, "big")
@@ -178,13 +178,16 @@ class Cache:
         now_ms = int(now * 1000)
         seed, shards, mask, marks = self._seed, self._shards, self._mask, self._alias_marks
         most, most_bytes = self._generation_entries, self._generation_bytes
+        known: dict[object, _Came] = {}
         provenance: object = None
         stored = 0
         for answer in answers:
             if answer[3:] != provenance:
                 provenance = answer[3:]
-                came = self._came(answer, now_ms)
-                learned_ms, spread, middle, wary = came.learned_ms, came.spread, came.middle, came.wary
+                if provenance not in known:
+                    known[provenance] = self._came(answer, now_ms)
+                came = known[provenance]
+                _, _, learned_ms, _, spread, middle, wary = came
             refusal: Refusal | None = None
             before = stored
             for rrset in answer[2]:

@@ -41,14 +41,21 @@ _NAME = rb"(?:" + _LABEL + rb")*+\x00"
 """Labels are alternatives by length, taken without going back, as a walk would."""
 _USUAL = re.compile(
     b"(?s)(" + _NAME + rb")(..)\x00\x01"  # the question's name and type, class IN
-    rb"(\xc0\x0c(..)\x00\x01(....)(..).*)"  # all records; the first is of the question: type, class IN, TTL, RDLENGTH
+    rb"(\xc0\x0c(..)\x00\x01.{6}.*)"  # all records; the first is of the question: type, class IN, TTL, RDLENGTH
 ).match
 _ONE_NAME = re.compile(b"(?s)" + _NAME).fullmatch
 _NAME_THERE = re.compile(b"(?s)" + _NAME).match
 _ONE_RRSIG = struct.Struct("!HHHIHHBBIIIH")
 """An RRSIG record up to the signer's name (RFC 4034 section 3.1)."""
-_SPLITS = {stride: struct.Struct(f"!12s{stride - 12}s").iter_unpack for stride in _STRIDE.values()}
-"""Bytes of a packed record -> what gives (all up to its RDATA, RDATA) for each of such records."""
+_TTL_AND_SIZE = struct.Struct("!IH").unpack_from
+_RDATAS = {stride: struct.Struct(f"!12x{stride - 12}s").iter_unpack for stride in _STRIDE.values()}
+"""Bytes of a packed record -> what gives the RDATA of each of such records, as a tuple of one."""
+_ALIKE = {
+    stride: re.compile(rb"(?s)(.{12}).{%d}(?:\1.{%d})*+" % (stride - 12, stride - 12)).fullmatch
+    for stride in _STRIDE.values()
+}
+"""Bytes of a packed record -> what matches such records whose owner, type, class, TTL and length are the same."""
+_CNAME = b"\x00\x05"
 _KNOWN_FORMS = {rrtype.to_bytes(2, "big"): (rrtype, *form) for rrtype, form in _FORMS.items()}
 
 _MOST_RECORDS = 32
@@ -73,14 +80,15 @@ def take_over(message: Verified, now: float, max_ttl: int) -> Taken | None:
     if known is None or usual is None:
         return None
     claims, count = known
-    qname, qtype, rrs, rrtype, ttl, size = usual.groups()
+    qname, qtype, rrs, rrtype = usual.groups()
     form = _KNOWN_FORMS.get(rrtype)
     if form is None or len(qname) > MAX_NAME:
         return None
     qname = qname.lower()
     if rrtype == qtype:
         code, fixed, name_at = form
-        stride = 12 + (size[0] << 8 | size[1])
+        ttl, size = _TTL_AND_SIZE(rrs, 6)
+        stride = 12 + size
         number = 1
         if fixed:
             if count > 1 and stride * (number := count) != len(rrs):
@@ -88,28 +96,27 @@ def take_over(message: Verified, now: float, max_ttl: int) -> Taken | None:
             plain = stride == fixed and (number == 1 or _rdatas(rrs[: stride * number], fixed, number) is not None)
         else:
             plain = name_at < 0 or _name_fits(rrs, name_at, stride)
-        seconds = int.from_bytes(ttl, "big")
-        if plain and 0 < seconds <= MAX_TTL:
+        if plain and 0 < ttl <= MAX_TTL:
             stop = stride * number
-            if seconds > max_ttl:
-                seconds = max_ttl
+            if ttl > max_ttl:
+                ttl = max_ttl
             if number == count:
                 if stop == len(rrs):
-                    return claims, qname, code, (_new(RRset, (qname, code, seconds, rrs, b"")),), False
+                    return claims, qname, code, (_new(RRset, (qname, code, ttl, rrs, b"")),), False
             elif number == count - 1:
-                seconds = _signed_by_one(rrs, stop, code, qname, int(now), seconds)
-                if seconds > 0:
-                    rrset = (qname, code, seconds, rrs[:stop], rrs[stop:])
-                    return claims, qname, code, (_new(RRset, rrset),), True
+                ttl = _signed_by_one(rrs, stop, len(rrs), _QUESTION, code, qname, int(now), ttl)
+                if ttl > 0:
+                    return claims, qname, code, (_new(RRset, (qname, code, ttl, rrs[:stop], rrs[stop:])),), True
     wanted = qtype[0] << 8 | qtype[1]
     at = 12 + len(body) - len(rrs)
-    chain = _alias(rrs, count, at, qname, qtype, max_ttl)
-    if chain is not None:
-        return claims, qname, wanted, chain, False
-    try:
-        found = _chain(rrs, count, at, qname, wanted, int(now), max_ttl)
-    except (IndexError, KeyError, struct.error):
-        return None
+    found = None
+    if rrtype == _CNAME and count <= _MOST_RECORDS:
+        found = _alias(rrs, count, at, qname, qtype, int(now), max_ttl)
+    if found is None:
+        try:
+            found = _chain(rrs, count, at, qname, wanted, int(now), max_ttl)
+        except (IndexError, KeyError, struct.error):
+            return None
     return None if found is None else (claims, qname, wanted, *found)
 
 
@@ -118,54 +125,71 @@ def _name_fits(record: bytes, start: int, end: int) -> bool:
     return end - start <= MAX_NAME and _ONE_NAME(record, start, end) is not None
 
 
-def _rdatas(rrs: bytes, stride: int, number: int) -> tuple[bytes, ...] | None:
+def _rdatas(rrs: bytes, stride: int, number: int) -> list[bytes] | None:
     """The RDATA of that many records of one length, if they differ in RDATA and in nothing else."""
-    if len(rrs) != stride * number:
+    if len(rrs) != stride * number or _ALIKE[stride](rrs) is None:
         return None
-    heads, rdatas = zip(*_SPLITS[stride](rrs), strict=True)
-    return rdatas if heads.count(heads[0]) == number == len({*rdatas}) else None
+    rdatas: list[bytes] = [rdata for (rdata,) in _RDATAS[stride](rrs)]
+    return rdatas if len({*rdatas}) == number else None
 
 
-def _alias(rrs: bytes, count: int, at: int, qname: bytes, qtype: bytes, max_ttl: int) -> tuple[RRset, RRset] | None:
-    """One CNAME and the addresses of its target, without RRSIGs, as most chains are; `at`: where they stand."""
+def _alias(
+    rrs: bytes, count: int, at: int, qname: bytes, qtype: bytes, now: int, max_ttl: int
+) -> tuple[tuple[RRset, ...], bool] | None:
+    """One CNAME and its target's addresses, each with one RRSIG or none: nearly every chain. `at`: see `_chain`."""
     form = _KNOWN_FORMS.get(qtype)
-    _, rrtype, _, ttl, size = _RECORD.unpack_from(rrs)
-    stop = 12 + size
-    if rrtype != rrtypes.CNAME or form is None or not form[1] or len(rrs) < stop + 12:
+    ttl, size = _TTL_AND_SIZE(rrs, 6)
+    stop = after = 12 + size
+    end = len(rrs)
+    if form is None or not form[1] or ttl > MAX_TTL or end < stop + 16 or not _name_fits(rrs, 12, stop):
         return None
+    ttl = min(ttl, max_ttl)
+    if rrs[stop + 3] == rrtypes.RRSIG:
+        after += 12 + (rrs[stop + 10] << 8 | rrs[stop + 11])
+        ttl = _signed_by_one(rrs, stop, after, _QUESTION, rrtypes.CNAME, qname, now, ttl)
+        count -= 1
     code, stride, _ = form
-    rdatas = _rdatas(rrs[stop:], stride, count - 1)
-    if rdatas is None or not _name_fits(rrs, 12, stop):
+    number = count - 1
+    behind = after + stride * number
+    if behind != end:
+        number -= 1
+        behind -= stride
+    rdatas = _rdatas(rrs[after:behind], stride, number) if number > 0 else None
+    if rdatas is None:
         return None
-    pointer, rrtype, rrclass, this_ttl, size = _RECORD.unpack_from(rrs, stop)
+    pointer, rrtype, rrclass, last_ttl, size = _RECORD.unpack_from(rrs, after)
     target = rrs[12:stop].lower()
     if (
         pointer != 0xC000 | at + 12
         or rrtype != code
         or rrclass != 1
         or 12 + size != stride
+        or last_ttl > MAX_TTL
         or target == qname
-        or not 0 < ttl <= MAX_TTL
-        or not 0 < this_ttl <= MAX_TTL
     ):
         return None
-    head = _OWNER + rrs[stop + 2 : stop + 12]
-    return (
-        RRset(qname, rrtypes.CNAME, min(ttl, max_ttl), rrs[:stop]),
-        RRset(target, code, min(this_ttl, max_ttl), head + head.join(rdatas)),
-    )
+    last_ttl = min(last_ttl, max_ttl)
+    sigs = b""
+    if behind != end:
+        last_ttl = _signed_by_one(rrs, behind, end, pointer, code, target, now, last_ttl)
+        sigs = _OWNER + rrs[behind + 2 :]
+    if ttl <= 0 or last_ttl <= 0:
+        return None
+    head = _OWNER + rrs[after + 2 : after + 12]
+    cname = (qname, rrtypes.CNAME, ttl, rrs[:stop], rrs[stop:after])
+    last = (target, code, last_ttl, head + head.join(rdatas), sigs)
+    return (_new(RRset, cname), _new(RRset, last)), after > stop and behind < end
 
 
-def _signed_by_one(data: bytes, start: int, code: int, owner: bytes, now: int, ttl: int) -> int:
-    """The TTL that the one RRSIG from `start` to the end leaves; 0: take the long way."""
-    end = len(data)
-    if end < start + _ONE_RRSIG.size:
+def _signed_by_one(data: bytes, start: int, end: int, owned: int, code: int, owner: bytes, now: int, ttl: int) -> int:
+    """The TTL that the one RRSIG from `start` to `end` leaves; 0: take the long way. `owned`: pointer to its owner."""
+    if not start + _ONE_RRSIG.size < end <= len(data):
         return 0
     fields: tuple[int, ...] = _ONE_RRSIG.unpack_from(data, start)
     pointer, rrtype, rrclass, this_ttl, size, covered, _, labels, original, expiration, inception, _ = fields
     left = (expiration - now) & 0xFFFFFFFF
     if (
-        pointer != _QUESTION
+        pointer != owned
         or rrtype != rrtypes.RRSIG
         or rrclass != 1
         or start + 12 + size != end
