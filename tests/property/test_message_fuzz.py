@@ -31,6 +31,15 @@ VALID = [
             rrset("a.example.com", "CNAME", "b.example.net.", sigs=rrsig("a.example.com", "CNAME")),
             rrset("b.example.net", "TXT", '"x"', '"y"', sigs=rrsig("b.example.net", "TXT")),
         ),
+        (
+            rrset("a.example.com", "CNAME", "b.example.com.", sigs=rrsig("a.example.com", "CNAME")),
+            rrset("b.example.com", "A", "192.0.2.1", "192.0.2.2", sigs=rrsig("b.example.com", "A")),
+        ),
+        (
+            rrset("a.example.com", "CNAME", "b.example.com."),
+            rrset("b.example.com", "A", "192.0.2.1", "192.0.2.2", "192.0.2.3"),
+        ),
+        (rrset("www.example.com", "AAAA", "2001:db8::1", "2001:db8::2"),),
         (rrset("example.com", "MX", "10 a.example.com.", "20 b.example.com."),),
         (rrset("_sip._udp.example.com", "SRV", "1 2 53 a.example.com."),),
         (rrset("example.com", "SOA", "a.example.com. b.example.com. 1 2 3 4 5"),),

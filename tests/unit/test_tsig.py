@@ -231,3 +231,25 @@ def test_a_long_secret_is_hashed_first(monkeypatch: pytest.MonkeyPatch) -> None:
     dns.message.from_wire(signed(with_key=key(secret=long)), keyring=keyring(secret=long))
     with pytest.raises(dns.exception.DNSException):
         dns.message.from_wire(signed(with_key=key(secret=long)), keyring=keyring(secret=bytes(199)))
+
+
+def test_a_batch_of_several_keys_and_seconds_is_verified_as_each_message_alone() -> None:
+    other = Key.make("other.", "hmac-sha512", b"o" * 32)
+    batch = [
+        Signer(used).sign(number.to_bytes(2, "big") + MESSAGE[2:], NOW - number // 8)[0]
+        for number in range(32)
+        for used in ((key(), other)[number % 3 == 0],)
+    ]
+    batch[5] = batch[5][:-40] + bytes([batch[5][-40] ^ 1]) + batch[5][-39:]
+    batch[9] = batch[9][:60]
+    batch.append(batch[7])
+    alone = Verifier((key(), other), start=None)
+    expected = [alone.verify(data, NOW) for data in batch]
+    together = Verifier((key(), other), start=None).verify_all(batch, NOW)
+    assert [_said(each) for each in together] == [_said(each) for each in expected]
+    assert sum(isinstance(each, Verified) for each in together) == 30
+    assert together[-1] is Refusal.DUPLICATE
+
+
+def _said(found: Verified | Refusal) -> object:
+    return found if isinstance(found, Refusal) else (found.header, found.body, found.key.text, found.signed)
