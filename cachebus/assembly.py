@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
 from cachebus.answer import Evidence
-from cachebus.cache import Cache, Holdings
+from cachebus.cache import Cache
 from cachebus.codecs.dns import DnsCodec, DnsCodecSettings, QuestionMode
 from cachebus.config import Config, models
 from cachebus.errors import ConfigError, FrameError
@@ -18,6 +18,7 @@ from cachebus.filters.noise import Noise, NoiseSettings
 from cachebus.filters.policy import Policy, PolicySettings
 from cachebus.filters.settings import JudgeSettings, Pairing, ResolverFrames
 from cachebus.filters.trust import DirectJudge, DnstapJudge, IsFilled
+from cachebus.holdings import Holdings
 from cachebus.ports import Clock, Receive, Sink, Source, Transport, TransportSettings
 from cachebus.registry import load_transport
 from cachebus.shim.settings import LOOPBACK, ShimSettings, UpstreamSettings

@@ -9,15 +9,31 @@ to the garbage collector, and storing one costs no more than packing a header. I
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterable, Iterator
-from enum import IntEnum
 from typing import NamedTuple
 from zlib import crc32
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
+from cachebus.entry import (
+    BUS_RANK,
+    EXPIRES,
+    HEADER,
+    HEADER_SIZE,
+    LOCAL,
+    LOCAL_RANK,
+    MIDDLE,
+    NEGATIVE,
+    VALIDATING,
+    Cached,
+    Lookup,
+    Rank,
+    cap_by_signatures,
+    key_tags_of,
+    same_records,
+    value_signatures,
+)
 from cachebus.wire import rrtypes
-from cachebus.wire.message import NOERROR, NXDOMAIN, canonical_set, cname_target, pack, records, rrsig_fields
+from cachebus.wire.message import NOERROR, NXDOMAIN, cname_target, pack
 from cachebus.wire.name import ancestors
 
 MAX_ENTRIES = 1_000_000
@@ -44,26 +60,6 @@ _SHARDS = 256
 _SMALL = 8192
 """Caches bounded below this many entries need no shards, and would evict unevenly with them."""
 
-_HEADER = struct.Struct("!QQQBBHH")
-_EXPIRES = struct.Struct("!Q")
-_MIDDLE = struct.Struct("!QQBBH")
-"""What the entries of one answer have in common: the header but for when they expire and the length of the RRSIGs."""
-_HEADER_SIZE = _HEADER.size
-_NEGATIVE = 0x01
-_VALIDATING = 0x02
-_LOCAL = 0x04
-
-
-class Rank(IntEnum):
-    """What replaces what (trust rules 6.7), lowest first."""
-
-    BUS_AUTHORITATIVE = 1
-    BUS_CONFIRMED = 2
-    LOCAL = 3
-    BUS_VALIDATED = 4
-    LOCAL_VALIDATED = 5
-
-
 _TYPES = tuple(rrtype.to_bytes(2, "big") for rrtype in range(65536))
 """Every type as the end of a key, every length as the end of a header: looking it up costs a quarter of making it."""
 _REDIRECTIONS = frozenset({rrtypes.CNAME, rrtypes.DNAME})
@@ -71,47 +67,6 @@ _MARKS = 0x3FFFF
 """Owners are told apart by so many bits where it is marked that a CNAME of some rank was known there: a byte each, so
 that most other RRsets need no look-up of a CNAME."""
 _CNAME = rrtypes.CNAME.to_bytes(2, "big")
-_BUS_RANK = {Evidence.AUTHORITATIVE: (1, 0x10), Evidence.CONFIRMED: (2, 0x20), Evidence.VALIDATED: (4, 0x30)}
-"""Evidence -> its rank, and its flags in a header: the level in the upper four bits."""
-_LOCAL_RANK = {Evidence.AUTHORITATIVE: (3, 0x14), Evidence.CONFIRMED: (3, 0x24), Evidence.VALIDATED: (5, 0x34)}
-
-
-def bus_rank(evidence: Evidence) -> Rank:
-    """The rank of bus data at this level."""
-    return Rank(_BUS_RANK[evidence][0])
-
-
-class Cached(NamedTuple):
-    """One RRset as the cache holds it, with its provenance."""
-
-    rrset: RRset
-    """Its `ttl` is what is left, in seconds."""
-    evidence: Evidence
-    rank: Rank
-    local: bool
-    negative: bool
-    """NODATA or NXDOMAIN, learned locally; `rrset` is then the SOA, or empty."""
-    validating: bool
-    origin: str
-    transport: str
-    signer: str
-    learned: float
-    received: float
-    expires: float
-
-
-class Lookup(NamedTuple):
-    """What the cache knows about a question."""
-
-    rcode: int
-    chain: tuple[Cached, ...]
-    """The RRsets in order, CNAMEs first; the answer last where `complete`."""
-    complete: bool
-    """The chain ends in an answer, or in a negative one."""
-    target: bytes
-    """The name where an incomplete chain goes on; else the owner of the last RRset."""
-    soa: RRset | None = None
-    """For a negative end, where it is known."""
 
 
 class _Shard:
@@ -135,7 +90,7 @@ class _Came(NamedTuple):
     now_ms: int
     spread: int
     middle: bytes
-    """Packed `_MIDDLE`."""
+    """Packed `MIDDLE`."""
     wary: bool
     """Something was flushed, or is known not to exist: each RRset has to be looked at."""
 
@@ -212,7 +167,7 @@ class Cache:
                         refusal = outcome
                     continue
                 # Nothing is known that has a say in it. What `_store` does for a newcomer that fits, without the call.
-                value = b"".join((_EXPIRES.pack(expires_ms), middle, _TYPES[len(sigs)], rrs, sigs))
+                value = b"".join((EXPIRES.pack(expires_ms), middle, _TYPES[len(sigs)], rrs, sigs))
                 size = shard.young_bytes + len(key) + len(value) + _ENTRY_OVERHEAD
                 if size <= most_bytes and len(young) < most:
                     shard.young_bytes = size
@@ -226,11 +181,11 @@ class Cache:
 
     def _came(self, answer: Answer, now_ms: int) -> _Came:
         _, _, _, evidence, origin, learned, validating, transport, signer = answer
-        rank, flags = (_BUS_RANK if transport else _LOCAL_RANK)[evidence]
+        rank, flags = (BUS_RANK if transport else LOCAL_RANK)[evidence]
         if validating:
-            flags |= _VALIDATING
+            flags |= VALIDATING
         learned_ms = int(learned * 1000)
-        middle = _MIDDLE.pack(learned_ms, now_ms, rank, flags, self._source(origin, transport, signer))
+        middle = MIDDLE.pack(learned_ms, now_ms, rank, flags, self._source(origin, transport, signer))
         wary = self._negatives or bool(self._flushes) or learned_ms <= self._flushed_all
         return _Came(bool(transport), rank, learned_ms, now_ms, SPREAD if transport else 1, middle, wary)
 
@@ -253,15 +208,15 @@ class Cache:
         if old is None and came.by_bus and rrtype != rrtypes.CNAME and self._alias_marks[checksum & _MARKS]:
             # Better data says that this name is an alias, which answers for every type of it.
             alias = self._live(owner + _CNAME, now_ms)
-            if alias is not None and alias[24] > rank and not alias[25] & _NEGATIVE:
-                return Refusal.LOCAL_DATA_LIVE if alias[25] & _LOCAL else Refusal.BETTER_KNOWN
+            if alias is not None and alias[24] > rank and not alias[25] & NEGATIVE:
+                return Refusal.LOCAL_DATA_LIVE if alias[25] & LOCAL else Refusal.BETTER_KNOWN
         if rrtype == rrtypes.CNAME and rank > Rank.BUS_AUTHORITATIVE:
             self._alias_marks[checksum & _MARKS] = 1
         if self._negatives and not came.by_bus:
             self._forget(owner + b"\0\0")  # a name that has data exists
         if rrtype == rrtypes.DNAME:
             self._dnames = True
-        self._store(shard, key, b"".join((_EXPIRES.pack(expires_ms), came.middle, _TYPES[len(sigs)], rrs, sigs)))
+        self._store(shard, key, b"".join((EXPIRES.pack(expires_ms), came.middle, _TYPES[len(sigs)], rrs, sigs)))
         self.stored += 1
         return None
 
@@ -269,9 +224,9 @@ class Cache:
         self, old: bytes, rank: int, rrset: RRset, learned_ms: int, expires_ms: int, shard: _Shard, key: bytes
     ) -> tuple[bool, Refusal | None]:
         """(whether a live entry decides the matter, and how): False leaves the newcomer to replace it."""
-        old_expires, old_learned, _, old_rank, old_flags, _, sigs_length = _HEADER.unpack_from(old)
-        old_local = old_flags & _LOCAL
-        if old_flags & _NEGATIVE:
+        old_expires, old_learned, _, old_rank, old_flags, _, sigs_length = HEADER.unpack_from(old)
+        old_local = old_flags & LOCAL
+        if old_flags & NEGATIVE:
             # A live negative answer of the local resolver outlives every fill, not only lower ranks.
             return rank not in (Rank.LOCAL, Rank.LOCAL_VALIDATED), Refusal.LOCAL_DATA_LIVE
         if rank > old_rank:
@@ -279,10 +234,10 @@ class Cache:
         if rank == old_rank and (old_local or learned_ms > old_learned):
             return learned_ms < old_learned, Refusal.BETTER_KNOWN
         # Only local data is renewed by a weaker level: a peer's word lives by its own rank.
-        if expires_ms > old_expires and (old_local or rank >= old_rank) and _same_records(old, sigs_length, rrset):
-            expires_ms = _cap_by_signatures(old, sigs_length, expires_ms)
+        if expires_ms > old_expires and (old_local or rank >= old_rank) and same_records(old, sigs_length, rrset):
+            expires_ms = cap_by_signatures(old, sigs_length, expires_ms)
             if expires_ms > old_expires:
-                self._store(shard, key, _EXPIRES.pack(expires_ms) + old[8:])
+                self._store(shard, key, EXPIRES.pack(expires_ms) + old[8:])
                 self.renewed += 1
                 return True, None
         return True, Refusal.LOCAL_DATA_LIVE if old_local else Refusal.BETTER_KNOWN
@@ -299,13 +254,13 @@ class Cache:
             return Refusal.TTL_ZERO
         shard = self._shards[hash(key) & self._mask]
         old = shard.young.get(key) or shard.old.get(key)
-        if old is not None and old[:8] > now_ms.to_bytes(8, "big") and old[24] > Rank.LOCAL and not old[25] & _NEGATIVE:
+        if old is not None and old[:8] > now_ms.to_bytes(8, "big") and old[24] > Rank.LOCAL and not old[25] & NEGATIVE:
             return Refusal.BETTER_KNOWN
         self._negatives = True
         body = b"" if soa is None else len(soa.owner).to_bytes(1, "big") + soa.owner + soa.rrs + soa.sigs
         sigs_length = 0 if soa is None else len(soa.sigs)
-        flags = _LOCAL | _NEGATIVE | Evidence.AUTHORITATIVE << 4
-        header = _HEADER.pack(expires_ms, now_ms, now_ms, Rank.LOCAL, flags, self._source(origin, "", ""), sigs_length)
+        flags = LOCAL | NEGATIVE | Evidence.AUTHORITATIVE << 4
+        header = HEADER.pack(expires_ms, now_ms, now_ms, Rank.LOCAL, flags, self._source(origin, "", ""), sigs_length)
         self._store(shard, key, header + body)
         return None
 
@@ -411,20 +366,20 @@ class Cache:
         return value if value[:8] > now_ms.to_bytes(8, "big") else None
 
     def _expand(self, owner: bytes, rrtype: int, value: bytes, now: float) -> Cached:
-        expires_ms, learned_ms, received_ms, rank, flags, source, sigs_length = _HEADER.unpack_from(value)
+        expires_ms, learned_ms, received_ms, rank, flags, source, sigs_length = HEADER.unpack_from(value)
         # A clock that was set back must not lengthen a life.
         ttl = max(0, int(min(expires_ms / 1000 - now, (expires_ms - learned_ms) / 1000)))
         split = len(value) - sigs_length
-        negative = bool(flags & _NEGATIVE)
+        negative = bool(flags & NEGATIVE)
         if negative:
-            size = value[_HEADER_SIZE] if len(value) > _HEADER_SIZE else 0
-            soa_at = _HEADER_SIZE + 1 + size
-            rrset = RRset(value[_HEADER_SIZE + 1 : soa_at], rrtypes.SOA, ttl, value[soa_at:split], value[split:])
+            size = value[HEADER_SIZE] if len(value) > HEADER_SIZE else 0
+            soa_at = HEADER_SIZE + 1 + size
+            rrset = RRset(value[HEADER_SIZE + 1 : soa_at], rrtypes.SOA, ttl, value[soa_at:split], value[split:])
         else:
-            rrset = RRset(owner, rrtype, ttl, value[_HEADER_SIZE:split], value[split:])
+            rrset = RRset(owner, rrtype, ttl, value[HEADER_SIZE:split], value[split:])
         origin, transport, signer = self._source_list[source]
         return Cached(
-            rrset, Evidence(flags >> 4), Rank(rank), bool(flags & _LOCAL), negative, bool(flags & _VALIDATING),
+            rrset, Evidence(flags >> 4), Rank(rank), bool(flags & LOCAL), negative, bool(flags & VALIDATING),
             origin, transport, signer, learned_ms / 1000, received_ms / 1000, expires_ms / 1000,
         )  # fmt: skip
 
@@ -437,7 +392,7 @@ class Cache:
         for generation in ("young", "old"):
             for shard in self._shards:
                 for key, value in list(getattr(shard, generation).items()):
-                    if value[:8] <= now_bytes or value[25] & _NEGATIVE or (bus_only and value[25] & _LOCAL):
+                    if value[:8] <= now_bytes or value[25] & NEGATIVE or (bus_only and value[25] & LOCAL):
                         continue
                     owner, rrtype = key[:-2], int.from_bytes(key[-2:], "big")
                     cached = self._expand(owner, rrtype, value, now)
@@ -544,64 +499,3 @@ def _end(rcode: int, chain: list[Cached], name: bytes, found: Cached) -> Lookup:
 
 def _below(name: bytes, ancestor: bytes) -> bool:
     return name.endswith(ancestor) and ancestor in ancestors(name)
-
-
-def _same_records(value: bytes, sigs_length: int, rrset: RRset) -> bool:
-    rrs = value[_HEADER_SIZE : len(value) - sigs_length]
-    if len(rrs) != len(rrset.rrs):
-        return False
-    # One record is the common case: all but its TTL must agree.
-    if rrs[8:] == rrset.rrs[8:] and len(rrs) == 12 + (rrs[10] << 8 | rrs[11]):
-        return True
-    return canonical_set(rrset._replace(rrs=rrs)) == canonical_set(rrset)
-
-
-def value_signatures(value: bytes) -> bytes:
-    """The packed RRSIGs of an entry."""
-    sigs_length = value[_HEADER_SIZE - 2] << 8 | value[_HEADER_SIZE - 1]
-    return value[len(value) - sigs_length :] if sigs_length else b""
-
-
-def key_tags_of(sigs: bytes, signer: bytes) -> set[int]:
-    """Key tags of the packed RRSIGs made by `signer`."""
-    fields = [rrsig_fields(rdata) for _, _, rdata in records(sigs)]
-    return {field.key_tag for field in fields if field.signer == signer}
-
-
-def _cap_by_signatures(value: bytes, sigs_length: int, expires_ms: int) -> int:
-    """No renewal outlives the signatures kept with the data (RFC 4035 section 5.3.3)."""
-    if not sigs_length:
-        return expires_ms
-    ends = (rrsig_fields(rdata).expiration for _, _, rdata in records(value[len(value) - sigs_length :]))
-    # Expirations are 32-bit serial numbers (RFC 4034 section 3.1.5); these were valid when stored, so they are near.
-    epoch = expires_ms // 1000 & ~0xFFFFFFFF
-    return min(expires_ms, *((epoch + end) * 1000 for end in ends))
-
-
-class Holdings:
-    """What the local resolver is known to hold live, positive or negative, from what it told its clients. Bounded."""
-
-    LIMIT = 200_000
-    """Questions remembered in each of two generations; about 25 MB."""
-
-    def __init__(self) -> None:
-        self._young: dict[bytes, float] = {}
-        self._old: dict[bytes, float] = {}
-
-    def hold(self, qname: bytes, qtype: int, expires: float) -> None:
-        """The resolver holds this answer until `expires`; type 0 stands for the whole name (NXDOMAIN)."""
-        if len(self._young) >= self.LIMIT:
-            self._old, self._young = self._young, {}
-        self._young[qname + qtype.to_bytes(2, "big")] = expires
-
-    def holds(self, qname: bytes, qtype: int, now: float) -> bool:
-        """Whether it is known to hold an answer to this question at `now`."""
-        for key in (qname + qtype.to_bytes(2, "big"), qname + b"\0\0"):
-            expires = self._young.get(key) or self._old.get(key)
-            if expires is not None and expires > now:
-                return True
-        return False
-
-    def clear(self) -> None:
-        """The resolver has lost its cache."""
-        self._young, self._old = {}, {}

@@ -24,12 +24,13 @@ from cachebus.admin.reports import lookup_report, status_report, why_report
 from cachebus.admin.server import AdminServer
 from cachebus.admin.view import Report
 from cachebus.answer import Answer
-from cachebus.cache import Cache, Holdings
+from cachebus.cache import Cache
 from cachebus.codecs.dns import DnsCodec
 from cachebus.config import Config
 from cachebus.errors import CachebusError
 from cachebus.filters.trust import DirectJudge, DnstapJudge
 from cachebus.history import History
+from cachebus.holdings import Holdings
 from cachebus.metrics import render
 from cachebus.ports import Clock, Sink, Transport, Verdict
 from cachebus.publisher import Outlet, Publisher

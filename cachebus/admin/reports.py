@@ -11,7 +11,8 @@ from typing import Any
 from cachebus.admin.records import record_texts
 from cachebus.admin.view import Report
 from cachebus.answer import Refusal
-from cachebus.cache import Cache, Cached, Lookup
+from cachebus.cache import Cache
+from cachebus.entry import Cached, Lookup
 from cachebus.presentation import TYPES, name_to_text, type_to_text
 from cachebus.wire.message import NXDOMAIN
 

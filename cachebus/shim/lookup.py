@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from cachebus.answer import Evidence, RRset
-from cachebus.cache import Cache, Cached, Lookup
+from cachebus.cache import Cache
+from cachebus.entry import Cached, Lookup
 from cachebus.ports import Clock
 from cachebus.shim.query import Ede, Query, Response
 from cachebus.wire import rrtypes

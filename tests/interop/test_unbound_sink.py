@@ -15,7 +15,7 @@ import dns.rcode
 import pytest
 
 from cachebus.answer import Answer, Evidence, RRset
-from cachebus.cache import Holdings
+from cachebus.holdings import Holdings
 from cachebus.presentation import name_from_text, type_from_text
 from cachebus.sinks.unbound import UnboundSink
 from cachebus.wire import message, rrtypes

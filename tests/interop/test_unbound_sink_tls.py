@@ -15,8 +15,8 @@ import dns.rcode
 import pytest
 
 from cachebus.answer import Answer, Evidence, RRset
-from cachebus.cache import Holdings
 from cachebus.errors import ConfigError, ResolverError
+from cachebus.holdings import Holdings
 from cachebus.presentation import name_from_text
 from cachebus.sinks.unbound import UnboundSink
 from cachebus.sinks.unbound_control import ControlChannel, ControlTls

@@ -8,7 +8,9 @@ import tracemalloc
 import pytest
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
-from cachebus.cache import Cache, Holdings, Rank
+from cachebus.cache import Cache
+from cachebus.entry import Rank
+from cachebus.holdings import Holdings
 from cachebus.presentation import name_from_text
 from cachebus.wire import rrtypes
 from cachebus.wire.message import NOERROR, NXDOMAIN, cname_target

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from cachebus.answer import Answer, Evidence, RRset
-from cachebus.cache import Holdings
 from cachebus.errors import ConfigError, ResolverError
+from cachebus.holdings import Holdings
 from cachebus.sinks import unbound as module
 from cachebus.sinks.unbound import BATCH_ANSWERS, BATCH_BYTES, MAX_RATE, LinkState, UnboundSink
 from cachebus.sinks.unbound_control import MAX_REPLY, CommandRefused, ControlChannel, ControlTls, ResolverGone

@@ -1,0 +1,102 @@
+"""What the cache keeps of one RRset: its layout as bytes, and what it reads as.
+
+Knows how an entry is packed and compared, not which one stays or where it is kept: that is `cache`.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+from cachebus.answer import Evidence, RRset
+from cachebus.wire.message import canonical_set, records, rrsig_fields
+
+HEADER = struct.Struct("!QQQBBHH")
+EXPIRES = struct.Struct("!Q")
+MIDDLE = struct.Struct("!QQBBH")
+"""What the entries of one answer have in common: the header but for when they expire and the length of the RRSIGs."""
+HEADER_SIZE = HEADER.size
+NEGATIVE = 0x01
+VALIDATING = 0x02
+LOCAL = 0x04
+
+
+class Rank(IntEnum):
+    """What replaces what (trust rules 6.7), lowest first."""
+
+    BUS_AUTHORITATIVE = 1
+    BUS_CONFIRMED = 2
+    LOCAL = 3
+    BUS_VALIDATED = 4
+    LOCAL_VALIDATED = 5
+
+
+BUS_RANK = {Evidence.AUTHORITATIVE: (1, 0x10), Evidence.CONFIRMED: (2, 0x20), Evidence.VALIDATED: (4, 0x30)}
+"""Evidence -> its rank, and its flags in a header: the level in the upper four bits."""
+LOCAL_RANK = {Evidence.AUTHORITATIVE: (3, 0x14), Evidence.CONFIRMED: (3, 0x24), Evidence.VALIDATED: (5, 0x34)}
+
+
+class Cached(NamedTuple):
+    """One RRset as the cache holds it, with its provenance."""
+
+    rrset: RRset
+    """Its `ttl` is what is left, in seconds."""
+    evidence: Evidence
+    rank: Rank
+    local: bool
+    negative: bool
+    """NODATA or NXDOMAIN, learned locally; `rrset` is then the SOA, or empty."""
+    validating: bool
+    origin: str
+    transport: str
+    signer: str
+    learned: float
+    received: float
+    expires: float
+
+
+class Lookup(NamedTuple):
+    """What the cache knows about a question."""
+
+    rcode: int
+    chain: tuple[Cached, ...]
+    """The RRsets in order, CNAMEs first; the answer last where `complete`."""
+    complete: bool
+    """The chain ends in an answer, or in a negative one."""
+    target: bytes
+    """The name where an incomplete chain goes on; else the owner of the last RRset."""
+    soa: RRset | None = None
+    """For a negative end, where it is known."""
+
+
+def same_records(value: bytes, sigs_length: int, rrset: RRset) -> bool:
+    rrs = value[HEADER_SIZE : len(value) - sigs_length]
+    if len(rrs) != len(rrset.rrs):
+        return False
+    # One record is the common case: all but its TTL must agree.
+    if rrs[8:] == rrset.rrs[8:] and len(rrs) == 12 + (rrs[10] << 8 | rrs[11]):
+        return True
+    return canonical_set(rrset._replace(rrs=rrs)) == canonical_set(rrset)
+
+
+def value_signatures(value: bytes) -> bytes:
+    """The packed RRSIGs of an entry."""
+    sigs_length = value[HEADER_SIZE - 2] << 8 | value[HEADER_SIZE - 1]
+    return value[len(value) - sigs_length :] if sigs_length else b""
+
+
+def key_tags_of(sigs: bytes, signer: bytes) -> set[int]:
+    """Key tags of the packed RRSIGs made by `signer`."""
+    fields = [rrsig_fields(rdata) for _, _, rdata in records(sigs)]
+    return {field.key_tag for field in fields if field.signer == signer}
+
+
+def cap_by_signatures(value: bytes, sigs_length: int, expires_ms: int) -> int:
+    """No renewal outlives the signatures kept with the data (RFC 4035 section 5.3.3)."""
+    if not sigs_length:
+        return expires_ms
+    ends = (rrsig_fields(rdata).expiration for _, _, rdata in records(value[len(value) - sigs_length :]))
+    # Expirations are 32-bit serial numbers (RFC 4034 section 3.1.5); these were valid when stored, so they are near.
+    epoch = expires_ms // 1000 & ~0xFFFFFFFF
+    return min(expires_ms, *((epoch + end) * 1000 for end in ends))
