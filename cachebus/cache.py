@@ -69,6 +69,9 @@ that most other RRsets need no look-up of a CNAME."""
 _CNAME = rrtypes.CNAME.to_bytes(2, "big")
 
 
+_BETTER_KNOWN = Refusal.BETTER_KNOWN
+
+
 class _Shard:
     """Two generations: what is used moves to the young one; when that is full, the old one is given up whole."""
 
@@ -152,14 +155,18 @@ class Cache:
                 key = owner + _TYPES[rrtype]
                 shard = shards[hash(key) & mask]
                 young = shard.young
+                old = young.get(key)
                 if (
                     wary
-                    or key in young
+                    or old is not None
                     or key in shard.old
                     or expires_ms <= now_ms
                     or rrtype in _REDIRECTIONS
                     or marks[checksum & _MARKS]
                 ):
+                    if old is not None and came.by_bus and not wary and _outlived(old, came, expires_ms):
+                        refusal = Refusal.LOCAL_DATA_LIVE if old[25] & LOCAL else _BETTER_KNOWN
+                        continue
                     outcome = self._put_other(rrset, came, key, expires_ms, checksum)
                     if outcome is None:
                         stored += 1
@@ -484,6 +491,17 @@ class Cache:
             "evicted": self.evicted,
             "expired": self.expired,
         }
+
+
+def _outlived(old: bytes, came: _Came, expires_ms: int) -> bool:
+    """Whether an entry lives as long as a peer's RRset at least, and is of a higher rank or was learned no earlier.
+
+    Then nothing is renewed or replaced, which is the usual end of a repeat.
+    """
+    if expires_ms <= came.now_ms or old[:8] < EXPIRES.pack(expires_ms):
+        return False
+    rank = old[24]
+    return rank > came.rank or (rank == came.rank and old[8:16] >= came.middle[:8])
 
 
 def _alive(entries: dict[bytes, bytes], now_bytes: bytes) -> tuple[dict[bytes, bytes], int]:

@@ -227,6 +227,8 @@ def _chain(
             ttl, after, number = _signatures(data, position, count, pointer, rrtype, owner, now, ttl)
             sigs = data[position:after] if pointer == _QUESTION else _packed(data, position, after, number)
             position, count = after, count - number
+            if number > 1 and _repeats(sigs):
+                return None
         else:
             all_signed = False
         if ttl <= 0:
