@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 
@@ -29,6 +30,17 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("cachebus")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Own the main thread's first event loop.
+
+    pytest-asyncio asks for the current loop before its first test. Python makes one then, nobody closes it, and some
+    later test fails with its ResourceWarning, whenever the garbage collector happens to find it.
+    """
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    config.add_cleanup(loop.close)
 
 
 def in_ci() -> bool:
