@@ -244,8 +244,9 @@ def expand_rdata(wire: bytes, rrtype: int, start: int, end: int) -> bytes:
             raise MessageError("an address has the wrong length")
         return wire[start:end]
     if rrtype in _SIGNATURES:
-        if start + RRSIG_FIXED >= end or wire[skip_name(wire, start + RRSIG_FIXED, end) - 1]:
-            raise MessageError("a signer's name is compressed or missing")  # RFC 4034 section 3.1.7 forbids it
+        signer, after = read_name(wire, start + RRSIG_FIXED, end)
+        if after - start - RRSIG_FIXED != len(signer):
+            raise MessageError("a signer's name is compressed")  # RFC 4034 section 3.1.7 forbids it
         return wire[start:end]
     if rrtype == rrtypes.NAPTR:
         before, names = _naptr_name(wire, start, end) - start, 1

@@ -240,7 +240,7 @@ class DnstapJudgeTarget(Target[bytes]):
                 assert answer.evidence >= self._settings.lowest
                 assert answer.origin == "n1"
                 assert not answer.transport
-                check_answer(answer, now=answer.learned, infrastructure=True)
+                check_answer(answer, now=answer.learned, infrastructure=True, latest=self._now)
 
     def finish(self) -> None:
         with bounds(self._bounds):
@@ -375,6 +375,7 @@ class ChainTarget(BytesTarget):
     name = "chain"
     parts = (Part("cachebus/filters/chain.py"),)
     cost = 2
+    calls = 2
 
     def valid(self, rng: Random) -> bytes:
         return finished_message(rng)
@@ -387,6 +388,8 @@ class ChainTarget(BytesTarget):
             message = parse(example)
         except MessageError:
             return False
+        if not message.questions:
+            return False  # nobody walks from no name
         more: dict[str, Any] = {"infrastructure": rng.random() < 0.5, "partial": rng.random() < 0.5}
         chain = chain_from(message.answer, message.qname, message.qtype, zone=NAMES[below(rng, 3)])
         if not isinstance(chain, Refusal):

@@ -70,6 +70,7 @@ class MessageTarget(BytesTarget):
     name = "message"
     parts = (Part("cachebus/wire/message.py"),)
     cost = 2
+    calls = 3
 
     def valid(self, rng: Random) -> bytes:
         return any_message(rng)

@@ -168,6 +168,20 @@ def test_an_address_of_another_length(length: int) -> None:
         parse(wire)
 
 
+@pytest.mark.parametrize("signer", [b"\xc0\x0c", b"\xc1\0", b"\1x\xc1\0", b""])
+def test_a_signer_that_is_compressed_or_missing(signer: bytes) -> None:
+    # A name at offset 256, for a pointer that ends in the byte that ends an uncompressed name.
+    room = 256 - len(HEADER + QUESTION) - 12
+    filler = b"\xc0\x0c\0\x10\0\1\0\0\0\0" + room.to_bytes(2, "big") + bytes(room)
+    middle = filler + b"\4test\0\0\x10\0\1\0\0\0\0\0\1\0"
+    rdata = bytes(18) + signer
+    sig = b"\xc0\x0c\0\x2e\0\1\0\0\0\x3c" + len(rdata).to_bytes(2, "big") + rdata
+    wire = HEADER[:6] + b"\0\3" + HEADER[8:] + QUESTION + middle + sig
+    assert wire.index(b"\4test\0\0\x10") == 256
+    with pytest.raises(MessageError, match="signer|past its end"):
+        parse(wire)
+
+
 def test_opt_gives_version_do_and_the_upper_rcode() -> None:
     header = HEADER[:6] + b"\0\0\0\0\0\1"
     opt = b"\0\0\x29\x04\xd0\x01\x02\x80\x00\0\x04\0\x0a\0\0"
