@@ -8,6 +8,7 @@ import importlib.util
 import re
 import socket
 import sys
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -160,7 +161,8 @@ class ControlTarget(BytesTarget):
 
     def __init__(self) -> None:
         self._channel = ControlChannel("unix:/nonexistent")
-        self._runner = asyncio.Runner()
+        loop = self._loop = asyncio.new_event_loop()
+        weakref.finalize(self, loop.close)
         self._reply = b""
         self._step = 1
 
@@ -179,7 +181,7 @@ class ControlTarget(BytesTarget):
         self._reply, self._step = example, (1, 7, 16_384)[below(rng, 3)] if len(example) < 500 else 16_384
         if rng.random() < 0.002:
             self._reply, self._step = bytes(MAX_REPLY + 1), 16_384
-        return self._runner.run(self._both())
+        return self._loop.run_until_complete(self._both())
 
     async def _both(self) -> bool:
         taken = False
