@@ -38,6 +38,8 @@ _TYPE = re.compile(r"[a-z][a-z0-9+.-]{0,31}")
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s?(ms|s|m|h|d|w|)")
 _SIZE = re.compile(r"([0-9]{1,18})\s?(B|kB|KB|MB|GB|KiB|MiB|GiB|)")
 _PORT = re.compile(r"[0-9]{1,5}")
+_ZONE = re.compile(r"[^\s/:%\[\]]{1,15}")
+"""The name or number of an interface (IFNAMSIZ); `ipaddress` takes any text for one."""
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _MULTIPLES = {
     "": 1, "B": 1, "kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3,
@@ -108,6 +110,9 @@ def parse_address(text: str, *, default_port: int | None = None, any_port: bool 
         address = ipaddress.ip_address(host)
     except ValueError:
         raise ValueError(f"{shown(text)} has no IP address; write 192.0.2.1:PORT or [2001:db8::1]:PORT") from None
+    zone = address.scope_id if isinstance(address, ipaddress.IPv6Address) else None
+    if zone is not None and _ZONE.fullmatch(zone) is None:
+        raise ValueError(f"{shown(text)}: what stands behind % is no interface")
     if isinstance(address, ipaddress.IPv6Address) and port_text is not None and not text.startswith("["):
         raise ValueError(f"{shown(text)}: an IPv6 address with a port needs brackets, [2001:db8::1]:PORT")
     if port_text is None:

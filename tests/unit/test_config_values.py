@@ -79,6 +79,8 @@ def test_address(text: str, host: str, port: int, written: str) -> None:
         ("2001:db8::1:53:", "no IP address"),
         ("localhost:53", "no IP address"),
         ("192.0.2.256:53", "no IP address"),
+        ("fe80::1%eth0]:53", "no interface"),
+        ("[fe80::1%a b]:53", "no interface"),
         ("[2001:db8::1]53", "port is not a number"),
         ("192.0.2.1:", "port is not a number"),
         ("192.0.2.1:0", "from 1 to 65535"),

@@ -178,7 +178,7 @@ def test_a_signer_that_is_compressed_or_missing(signer: bytes) -> None:
     sig = b"\xc0\x0c\0\x2e\0\1\0\0\0\x3c" + len(rdata).to_bytes(2, "big") + rdata
     wire = HEADER[:6] + b"\0\3" + HEADER[8:] + QUESTION + middle + sig
     assert wire.index(b"\4test\0\0\x10") == 256
-    with pytest.raises(MessageError, match="signer|past its end"):
+    with pytest.raises(MessageError, match=r"signer|past its end"):
         parse(wire)
 
 
