@@ -18,7 +18,7 @@ from cachebus.shim.lookup import NOT_AN_RRSET, is_wildcard_expansion
 from cachebus.shim.settings import UpstreamSettings
 from cachebus.shim.upstream import Reply
 from cachebus.wire import rrtypes
-from cachebus.wire.message import AD, NOERROR, NXDOMAIN, Message, records, rrsig_fields
+from cachebus.wire.message import AD, MAX_TTL, NOERROR, NXDOMAIN, Message, records, rrsig_fields
 from cachebus.wire.name import is_at_or_below
 
 MAX_NEGATIVE_TTL = 3 * 3600
@@ -136,5 +136,5 @@ def limit_locally(rrset: RRset, now: float, max_ttl: int) -> RRset | None:
     for _, _, rdata in records(rrset.sigs):
         sig = rrsig_fields(rdata)
         left = (sig.expiration - int(now)) & 0xFFFFFFFF
-        ttl = min(ttl, sig.original_ttl, left if left < 1 << 31 else 0)
+        ttl = min(ttl, *(seconds if seconds <= MAX_TTL else 0 for seconds in (sig.original_ttl, left)))
     return rrset._replace(ttl=ttl) if ttl > 0 else None

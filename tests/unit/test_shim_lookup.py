@@ -9,6 +9,7 @@ import pytest
 from cachebus.answer import Evidence
 from cachebus.cache import Cache
 from cachebus.presentation import name_from_text
+from cachebus.shim.learn import limit_locally
 from cachebus.shim.lookup import CacheStage, Found, LookupOrder, Outcome
 from cachebus.shim.query import Edns, Query, Response
 from cachebus.testing import ManualClock
@@ -204,3 +205,10 @@ def test_what_a_peer_sent_or_renewed_is_not_fetched_again_early(cache: Cache) ->
         stage.answer(ask("other.example."), NOW + later)
     assert stage.hits > 700
     assert not due
+
+
+@pytest.mark.parametrize(("original", "left"), [(60, 60), (0x7FFFFFFF, 300), (0x80000000, None)])
+def test_a_wildcard_expansion_lives_as_long_as_its_signature_says(original: int, left: int | None) -> None:
+    sigs = signature("a.b.example.", "A", labels=1, ttl=original)
+    kept = limit_locally(rrset("a.b.example.", "A", 300, b"\1\2\3\4", sigs=sigs), NOW, 86400)
+    assert (None if kept is None else kept.ttl) == left
