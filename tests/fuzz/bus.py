@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -338,11 +338,12 @@ class ShortcutTarget(_BusTarget):
 
 def without_ttls(answer: Answer) -> object:
     """An answer without the TTL bytes inside its records, which mean nothing."""
-    return answer._replace(
-        rrsets=tuple(
-            RRset(each.owner, each.type, each.ttl, _blank(each.rrs), _blank(each.sigs)) for each in answer.rrsets
-        )
-    )
+    return answer._replace(rrsets=blanked(answer.rrsets))
+
+
+def blanked(rrsets: Iterable[RRset]) -> tuple[RRset, ...]:
+    """RRsets with those bytes 0."""
+    return tuple(RRset(each.owner, each.type, each.ttl, _blank(each.rrs), _blank(each.sigs)) for each in rrsets)
 
 
 def _blank(packed: bytes) -> bytes:

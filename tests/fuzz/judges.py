@@ -21,7 +21,7 @@ from cachebus.filters.upstream import UpstreamTrust, judge_upstream
 from cachebus.filters.verdict import Verdict
 from cachebus.wire.dnstap import MessageType, SocketProtocol, encode
 from cachebus.wire.message import parse
-from tests.fuzz.bus import check_answer
+from tests.fuzz.bus import blanked, check_answer
 from tests.fuzz.frames import captured
 from tests.fuzz.grammar import (
     AA,
@@ -100,6 +100,7 @@ class DnstapJudgeTarget(Target[bytes]):
     )
     block = 60
     cost = 4
+    calls = 2
 
     def __init__(self) -> None:
         self._captured = captured()
@@ -402,7 +403,9 @@ class ChainTarget(BytesTarget):
         found = assemble(message.qname, message.qtype, message.answer, NOW + 0.5, evidence=evidence, **more)
         if isinstance(found, Refusal):
             return False
-        assert assemble(message.qname, message.qtype, found, NOW + 0.5, evidence=evidence, **more) == found
+        again = assemble(message.qname, message.qtype, found, NOW + 0.5, evidence=evidence, **more)
+        assert not isinstance(again, Refusal), again
+        assert blanked(again) == blanked(found)
         assert all(0 < rrset.ttl <= 86400 for rrset in found)
         if not more["partial"]:
             assert found[-1].type == message.qtype
