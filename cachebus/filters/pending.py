@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
-from cachebus.filters.chain import MAX_CNAMES, Link, limit
+from cachebus.filters.chain import MAX_CNAMES, Chain, Link, chain_from, limit
 from cachebus.filters.clients import Question, Sighting
 from cachebus.filters.settings import JudgeSettings
 from cachebus.filters.verdict import Verdict
@@ -303,9 +303,16 @@ class Board:
                 names.add(step.owner)
                 steps.append(step)
             if following.complete:
-                return tuple(steps), len(steps) <= MAX_CNAMES + 1
+                return tuple(steps), self._is_chain(case, steps)
             target = following.target
         return case.steps, False
+
+    @staticmethod
+    def _is_chain(case: Case, steps: Iterable[Step]) -> bool:
+        """Whether steps of several responses hold together: one may have a DNAME where another has a CNAME."""
+        rrsets = [rrset for step in steps for rrset in step.rrsets()]
+        chain = chain_from(rrsets, case.qname, case.qtype)
+        return isinstance(chain, Chain) and chain.complete
 
     def _emit_alone(self, case: Case, step: Step, verdicts: list[Verdict]) -> None:
         rrset = step.learned.rrset

@@ -518,6 +518,22 @@ def test_a_dname_out_of_the_zone_leaves_itself_and_its_cname() -> None:
     assert [type_to_text(rrset.type) for rrset in answer.rrsets] == ["DNAME", "CNAME", "A"]
 
 
+@pytest.mark.parametrize(
+    ("owner", "alias", "target"),
+    [
+        ("a.example.test.", "b.a.example.test.", "b.other.test."),  # a CNAME and a DNAME of the same owner
+        ("example.test.", "b.example.test.", "b.other.test."),  # a CNAME below a DNAME that does not yield it
+    ],
+)
+def test_responses_that_contradict_each_other_make_no_chain(owner: str, alias: str, target: str) -> None:
+    lab = Lab()
+    cname = f"a.example.test. 300 CNAME {alias}"
+    below = [f"{owner} 300 DNAME other.test.", f"{target} 300 A 192.0.2.1"]
+    frames = [*lab.exchange("a.example.test.", "A", [cname]), *lab.exchange(alias, "A", below, zone=".")]
+    outcome = run(frames, settings(AUTHORITATIVE))
+    assert outcome.questions() == {("a.example.test.", "CNAME"), (alias, "A")}
+
+
 def test_swild_above_the_question_is_an_answer_of_its_own() -> None:
     lab = Lab()
     swild = "example.test. 900 TYPE65392 \\# 16 015f076578616d706c650474657374 00"
