@@ -7,7 +7,7 @@ drops are counted. A running thing is an async context manager: entered it liste
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
@@ -61,8 +61,48 @@ class Judge(Protocol):
         ...
 
 
+class Splitter(Protocol):
+    """Takes one received byte stream apart again."""
+
+    def receive_data(self, data: bytes) -> Iterator[bytes]:
+        """Take the next bytes; give the messages that they complete. Holds at most one incomplete message.
+
+        Raises `FrameError`, at the end of what it gives, when the stream can never be right again.
+        """
+        ...
+
+    def receive_end(self) -> None:
+        """Take note that the stream has ended. Raises `FrameError` when that cuts a message in two."""
+        ...
+
+
+class Framing(Protocol):
+    """How a codec's messages follow each other in a byte stream."""
+
+    def opening(self) -> bytes:
+        """What every stream begins with."""
+        ...
+
+    def frame(self, message: bytes) -> bytes:
+        """One message as it stands in the stream."""
+        ...
+
+    def closing(self) -> bytes:
+        """What a stream that ends cleanly ends with."""
+        ...
+
+    def splitter(self) -> Splitter:
+        """What takes one received stream apart."""
+        ...
+
+
 class Codec(Protocol):
     """Answers to authenticated bytes and back. Pure: `now` is an argument."""
+
+    @property
+    def framing(self) -> Framing:
+        """For transports that carry a byte stream."""
+        ...
 
     def encode(self, answers: Sequence[Answer], now: float) -> tuple[list[bytes], list[Refusal]]:
         """Compose, age and authenticate. Gives the messages, and a reason for each answer left out."""
@@ -74,6 +114,38 @@ class Codec(Protocol):
         Gives their aged answers with origin and evidence, and a reason for each message without any. The batch is the
         unit because Python runs one step for many messages twice as fast as many steps for one.
         """
+        ...
+
+    def hello(self, now: float) -> bytes | None:
+        """A message without answers that says who is here and how far its stream is; None where the codec has none."""
+        ...
+
+    def will(self) -> bytes | None:
+        """What a broker says for this node when it is gone: marks its own stream as ended, and nothing else."""
+        ...
+
+    def counters(self) -> Mapping[str, int]:
+        """What only the codec sees, as `gaps`, by snake_case name. Refusals are not among it: they are given."""
+        ...
+
+    def clock_offsets(self) -> Mapping[str, float]:
+        """Per peer: seconds by which its clock is behind ours (negative: ahead)."""
+        ...
+
+
+class Tls(Protocol):
+    """A link's certificates, read again when their files change. Made by the core; a transport only uses it."""
+
+    def server_context(self) -> ssl.SSLContext:
+        """For what connects to us: TLS 1.3, and a certificate is demanded."""
+        ...
+
+    def client_context(self) -> ssl.SSLContext:
+        """For what we connect to: TLS 1.3, and our certificate is shown."""
+        ...
+
+    def identify(self, certificate: bytes | None) -> str:
+        """The name of the configured peer whose certificate (DER) this is. Raises `TransportError` when it is none."""
         ...
 
 
@@ -90,7 +162,11 @@ class TransportSettings:
     peers: tuple[str, ...] = ()
     """`HOST:PORT` of each peer to send to."""
     url: str | None = None
-    tls: ssl.SSLContext | None = field(default=None, repr=False)
+    tls: Tls | None = field(default=None, repr=False)
+    framing: Framing | None = field(default=None, repr=False)
+    """How messages follow each other in a byte stream; what carries whole messages has no use for it."""
+    will: bytes | None = field(default=None, repr=False)
+    """What a broker is to say for this node when it is gone."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Every other key of its configuration, as written."""
 

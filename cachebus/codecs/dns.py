@@ -10,7 +10,7 @@ goes through the full parse and the chain rules.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -23,6 +23,7 @@ from cachebus.wire import rrtypes
 from cachebus.wire.message import AA, AD, CD, QR, cname_target, compose, parse
 from cachebus.wire.name import is_at_or_below
 from cachebus.wire.shortcut import take_over
+from cachebus.wire.stream import LengthFraming
 from cachebus.wire.tsig import Key, Signer, Stamp, Verified, Verifier
 
 MAX_MESSAGE = 1232
@@ -74,6 +75,7 @@ class DnsCodec:
 
     def __init__(self, settings: DnsCodecSettings, *, start: float | None) -> None:
         """`start`: when the node began to listen; None takes messages signed at any time (reading a file)."""
+        self.framing = LengthFraming()
         self._settings = settings
         self._signer = Signer(settings.key)
         self._verifier = Verifier((settings.key, *settings.more_keys), start=start)
@@ -89,6 +91,16 @@ class DnsCodec:
         """Take over what the codec that this one replaces has seen, so that a reload opens no way for replays."""
         self._verifier.inherit(previous._verifier)
         self._peers = previous._peers
+
+    def hello(self, now: float) -> None:
+        """None: the draft knows no message without answers."""
+
+    def will(self) -> None:
+        """None, likewise."""
+
+    def counters(self) -> Mapping[str, int]:
+        """Nothing: every message stands alone."""
+        return {}
 
     # Out
 
