@@ -57,14 +57,29 @@ class _Link(Protocol):
 
 
 class _PlainLink:
-    """Reads straight from the socket, so that nothing piles up in this process and the sender feels the pressure."""
+    """Reads straight from the socket, so that nothing piles up in this process and the sender feels the pressure.
+
+    Not with `sock_recv`: cancelled in the turn of the loop in which it has read, it would lose what it read.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._loop = asyncio.get_running_loop()
 
     async def read(self) -> bytes:
-        return await self._loop.sock_recv(self._socket, READ_SIZE)
+        while True:
+            try:
+                return self._socket.recv(READ_SIZE)
+            except BlockingIOError:
+                await self._readable()
+
+    async def _readable(self) -> None:
+        ready = asyncio.Event()
+        self._loop.add_reader(self._socket, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            self._loop.remove_reader(self._socket)
 
     async def write(self, data: bytes) -> None:
         await self._loop.sock_sendall(self._socket, data)

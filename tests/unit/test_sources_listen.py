@@ -258,6 +258,24 @@ async def test_at_the_end_what_has_arrived_is_delivered_and_the_file_removed(pla
         await bed.connect()
 
 
+async def test_what_arrives_in_the_same_turn_as_the_end_is_delivered(place: UnixAddress) -> None:
+    """As when SIGTERM finds the loop busy: the end and the bytes are seen together, and the end is served first."""
+    bed = Bed(StreamSource, place)
+    told, tell = socket.socketpair()
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_reader(told, ended.set)
+    with told, tell, socket.socket(socket.AF_UNIX) as client:
+        async with bed.source:
+            client.connect(place.path)
+            client.sendall(struct.pack("!I", 3) + b"one")
+            await until(lambda: bed.payloads == [b"one"])
+            tell.send(b"x")
+            client.sendall((struct.pack("!I", 3) + b"two") * 3)
+            await ended.wait()
+        assert bed.payloads == [b"one", *[b"two"] * 3]
+        asyncio.get_running_loop().remove_reader(told)
+
+
 async def test_at_the_end_a_malformed_rest_is_counted_after_what_is_good(place: UnixAddress) -> None:
     bed = Bed(StreamSource, place)
     with socket.socket(socket.AF_UNIX) as client:
@@ -466,6 +484,7 @@ async def test_a_bystander_that_never_speaks_tls_is_given_up() -> None:
         test_an_opening_that_trickles_is_given_up,
         test_an_unfinished_frame_is_given_up_but_silence_is_not,
         test_at_the_end_what_has_arrived_is_delivered_and_the_file_removed,
+        test_what_arrives_in_the_same_turn_as_the_end_is_delivered,
         test_a_flood_leaves_turns_to_others,
         test_what_waited_during_a_stall_is_not_fresh,
     ],
