@@ -403,7 +403,7 @@ class CodecTarget(_BusTarget):
             fresh.inherit(self._codec)
             self._codec, self._infrastructure = fresh, fresh._infrastructure
             assert isinstance(fresh.decode(data, sender, now), Refusal), "the same message after a reload"
-        assert all(abs(offset) < 400 for offset in self._codec.clock_offsets().values())
+        assert all(abs(offset) < 400 for offset in self._codec.clock_offsets(now).values())
         if isinstance(found, Refusal):
             return False
         assert found

@@ -24,6 +24,7 @@ from cachebus.wire.message import (
     same_data,
 )
 from cachebus.wire.name import ancestors, is_at_or_below, label_count, parent, read_name, skip_name
+from tests.fuzz import opinion
 from tests.fuzz.grammar import (
     CNAME,
     DEEP_NAME,
@@ -65,7 +66,7 @@ def any_message(rng: Random) -> bytes:
 
 
 class MessageTarget(BytesTarget):
-    """`parse`: what it gives can be walked, compared, written again and read again as the same."""
+    """`parse`: what it gives can be walked, compared, written again and read again as the same; dnspython agrees."""
 
     name = "message"
     parts = (Part("cachebus/wire/message.py"),)
@@ -99,6 +100,9 @@ class MessageTarget(BytesTarget):
         else:
             assert message.question == message.qname == b""
         _again(message)
+        if rng.random() < opinion.SHARE:
+            theirs = opinion.answer_records(example)
+            assert theirs is None or theirs == opinion.our_records(message.answer)
         return True
 
     def _answer_only(self, example: bytes) -> None:
@@ -168,7 +172,7 @@ def _again(message: Message) -> None:
 
 
 class NameTarget(BytesTarget):
-    """`read_name` and `skip_name` at any place of any bytes, and what is asked of the names that come out."""
+    """`read_name` and `skip_name` at any place of any bytes, and what is asked of the names; dnspython agrees."""
 
     name = "name"
     parts = (Part("cachebus/wire/name.py"),)
@@ -197,10 +201,14 @@ class NameTarget(BytesTarget):
                 after = skip_name(example, position, end)
             except MessageError:
                 after = 0
+            theirs = opinion.name_at(example, position) if end == len(example) < opinion.LONGEST else None
             try:
                 name, after_read = read_name(example, position, end)
-            except MessageError:
+            except MessageError as error:
+                # Only of pointers we demand more: none into the header.
+                assert theirs is None or str(error) == "a compression pointer does not lead back"
                 continue
+            assert theirs is None or theirs == (name, after_read)
             assert after == after_read
             assert position < after <= end
             self._relations(name.lower(), pick_name(rng).lower())
@@ -220,7 +228,7 @@ class NameTarget(BytesTarget):
 
 
 class RrsigTarget(BytesTarget):
-    """`rrsig_fields` on any RDATA."""
+    """`rrsig_fields` on any RDATA gives its fields, as dnspython does, or `MessageError`."""
 
     name = "rrsig"
     parts = (Part("cachebus/wire/message.py", only=("rrsig_fields",)),)
@@ -233,6 +241,7 @@ class RrsigTarget(BytesTarget):
         try:
             fields = rrsig_fields(example)
         except MessageError:
+            assert opinion.rrsig_of(example) is None
             return False
         assert example.lower().startswith(fields.signer, 18)
         assert fields.covered == int.from_bytes(example[:2], "big")
@@ -240,6 +249,10 @@ class RrsigTarget(BytesTarget):
             int.from_bytes(example[8:12], "big"),
             int.from_bytes(example[12:16], "big"),
         )
+        theirs = opinion.rrsig_of(example)
+        assert theirs is None or (theirs.labels, theirs.original_ttl, theirs.key_tag, theirs.signer.to_wire().lower()) == (
+            fields.labels, fields.original_ttl, fields.key_tag, fields.signer,
+        )  # fmt: skip
         return True
 
 
