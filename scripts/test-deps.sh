@@ -19,6 +19,9 @@ kzonesign          knot-dnssecutils
 faketime           faketime
 ip                 iproute2
 nft                nftables
+mosquitto          mosquitto
+ejabberdctl        ejabberd
+nats-server        nats-server
 module:unboundmodule  python3-unbound
 '
 
