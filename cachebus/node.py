@@ -158,13 +158,22 @@ class Parts:
         for intake in self.intakes.values() if self._running else ():
             self._publish(intake.judge.expire(now))
 
-    def warn_about_clocks(self, warned: set[str]) -> None:
-        """Log each peer once whose clock is far from ours."""
+    def look_at_clocks(
+        self, now: float, monotonic: float, known: frozenset[tuple[str, str]]
+    ) -> frozenset[tuple[str, str]]:
+        """Tell the codecs how much time has really passed; log whose clock has gone far from ours.
+
+        `known`: (transport, sender) of those logged already. Gives those that are far now.
+        """
+        far = set()
         for name, codec in self.codecs.items():
-            for sender, offset in codec.clock_offsets().items():
-                if abs(offset) > CLOCK_WARNING and sender not in warned:
-                    warned.add(sender)
-                    _log.warning("transport %s: the clock of %s differs from ours by %.0f s", name, sender, offset)
+            codec.tick(monotonic)
+            for sender, offset in codec.clock_offsets(now).items():
+                if abs(offset) > CLOCK_WARNING:
+                    far.add((name, sender))
+                    if (name, sender) not in known:
+                        _log.warning("transport %s: the clock of %s differs from ours by %.0f s", name, sender, offset)
+        return frozenset(far)
 
 
 class Kept:
@@ -205,7 +214,7 @@ class Node:
         self._parts = Parts(config, self._keep, clock)
         self._admin: AdminServer | None = None
         self._housekeeping: asyncio.Task[None] | None = None
-        self._warned: set[str] = set()
+        self._far_clocks: frozenset[tuple[str, str]] = frozenset()
 
     async def __aenter__(self) -> Self:
         await self._parts.__aenter__()
@@ -283,7 +292,8 @@ class Node:
     def _tidy(self, now: float) -> None:
         self._keep.cache.sweep(now)
         self._parts.tick(now)
-        self._parts.warn_about_clocks(self._warned)
+        monotonic = asyncio.get_running_loop().time()
+        self._far_clocks = self._parts.look_at_clocks(now, monotonic, self._far_clocks)
 
     # What can be seen of it
 
@@ -309,7 +319,7 @@ class Node:
     def _transport_counters(self, name: str) -> dict[str, Any]:
         parts = self._parts
         subscriber = parts.subscribers[name]
-        offsets = parts.codecs[name].clock_offsets().values()
+        offsets = parts.codecs[name].clock_offsets(self._clock()).values()
         refused = dict(subscriber.refused)
         for reason, count in parts.publisher.left_out.get(name, {}).items():
             refused[reason] = refused.get(reason, 0) + count

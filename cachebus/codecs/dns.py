@@ -32,7 +32,11 @@ MAX_HEADS = 64
 """Answers that one message may hold under a dummy question; each is looked for among all of its records."""
 MAX_SENDERS = 10_000
 """Senders whose clock offset is remembered."""
+OFFSET_WINDOW = 120.0
+"""Seconds in each of two windows that a sender's clock offset is taken from: long enough for a message that was not
+held up, short enough to see a clock that was set right, or wrong."""
 
+_UNHEARD = float("inf")
 _VALIDATED = Evidence.VALIDATED
 _new = tuple.__new__
 _FORM = QR | 0x7800 | 0x0200 | CD | 0x000F
@@ -186,6 +190,8 @@ class DnsCodec:
         if peer is None or peer.key is not key:
             peer = self._new_peer(sender, key)
         age = now - stamp.signed
+        if not peer.since <= now < peer.until:
+            peer.turn(now)
         if age < peer.youngest:
             peer.youngest = age
         accept = self._accept
@@ -253,32 +259,49 @@ class DnsCodec:
             origin = sender if isinstance(sender, str) else str(sender[0])
         if len(self._peers) >= MAX_SENDERS:
             self._peers.clear()
-        peer = self._peers[sender] = _Peer(key, origin, known.youngest if known is not None else float("inf"))
+        peer = self._peers[sender] = _Peer(key, origin)
+        if known is not None:
+            peer.since, peer.until, peer.youngest, peer.before = known.since, known.until, known.youngest, known.before
         return peer
 
-    def clock_offsets(self) -> dict[str, float]:
-        """Per sender: seconds by which its clock is behind ours, as the smallest age seen (negative: ahead).
+    def clock_offsets(self, now: float) -> dict[str, float]:
+        """Per sender heard of in the last minutes: seconds by which its clock is behind ours (negative: ahead).
 
-        A sound clock shows up to one second, because time signed has no fraction.
+        It is the smallest age seen in the last one to two `OFFSET_WINDOW`s: what was held up on its way says nothing. A
+        sound clock shows up to one second, because time signed has no fraction.
         """
-        return {
-            sender if isinstance(sender, str) else str(sender[0]): peer.youngest for sender, peer in self._peers.items()
-        }
+        offsets = {}
+        for sender, peer in self._peers.items():
+            if not peer.since <= now < peer.until:
+                peer.turn(now)
+            offset = min(peer.youngest, peer.before)
+            if offset != _UNHEARD:
+                offsets[sender if isinstance(sender, str) else str(sender[0])] = offset
+        return offsets
 
 
 class _Peer:
     """What is known of one sender under one key."""
 
-    __slots__ = ("claimed", "key", "origin", "plain", "youngest")
+    __slots__ = ("before", "claimed", "key", "origin", "plain", "since", "until", "youngest")
 
-    def __init__(self, key: Key, origin: str, youngest: float) -> None:
+    def __init__(self, key: Key, origin: str) -> None:
         self.key = key
         self.plain = min(key.max_evidence, key.evidence)
         """The level of what comes with AD=0."""
         self.claimed = key.max_evidence if key.max_evidence is Evidence.VALIDATED else self.plain
         """The level of what comes with AD=1."""
         self.origin = origin
-        self.youngest = youngest
+        self.since = self.until = 0.0
+        """The present window, by our clock."""
+        self.youngest = self.before = _UNHEARD
+        """Smallest age in the present window, and in the one before it."""
+
+    def turn(self, now: float) -> None:
+        """Begin a window; the one before counts on, unless it is long past or our clock was set back."""
+        self.before = self.youngest if self.until <= now < self.until + OFFSET_WINDOW else _UNHEARD
+        self.youngest = _UNHEARD
+        self.since, self.until = now, now + OFFSET_WINDOW
 
 
 def _form_refusal(flags: int) -> Refusal:
@@ -309,17 +332,25 @@ def _heads(rrsets: tuple[RRset, ...], qname: bytes, qtype: int) -> list[tuple[by
         return [(qname, qtype)]
     if qname and any(rrset.type == rrtypes.DNAME and is_at_or_below(qname, rrset.owner) for rrset in rrsets):
         return [(qname, qtype)]
-    targets = {cname_target(rrset) for rrset in rrsets if rrset.type == rrtypes.CNAME}
-    final_types = {rrset.owner: rrset.type for rrset in rrsets if rrset.type != rrtypes.CNAME}
     aliases = {rrset.owner: cname_target(rrset) for rrset in rrsets if rrset.type == rrtypes.CNAME}
-    heads = []
+    targets = frozenset(aliases.values())
+    types: dict[bytes, list[int]] = {}
+    for rrset in rrsets:
+        if rrset.type != rrtypes.CNAME:
+            types.setdefault(rrset.owner, []).append(rrset.type)
+    heads: list[tuple[bytes, int]] = []
     for rrset in rrsets:
         if rrset.owner in targets:
             continue
-        name = rrset.owner
-        for _ in range(len(aliases)):
-            if name not in aliases:
-                break
-            name = aliases[name]
-        heads.append((rrset.owner, final_types.get(name, rrtypes.CNAME) if rrset.type == rrtypes.CNAME else rrset.type))
+        if rrset.type != rrtypes.CNAME:
+            heads.append((rrset.owner, rrset.type))
+        else:
+            name = rrset.owner
+            for _ in range(len(aliases)):
+                if name not in aliases:
+                    break
+                name = aliases[name]
+            heads += [(rrset.owner, rrtype) for rrtype in types.get(name, (rrtypes.CNAME,))]
+        if len(heads) > MAX_HEADS:
+            break
     return heads

@@ -28,6 +28,11 @@ MAX_REMEMBERED = 1_000_000
 """MACs remembered per key, about 130 MB when full: 1,600 messages a second for the ten minutes of twice the fudge."""
 MAC_PREFIX = 8
 """Bytes remembered of each MAC: enough to tell a million apart, and nobody without the key can choose them."""
+SWEEP_INTERVAL = 1.0
+"""Seconds between two rounds in which a replay memory lets go of what is out of time."""
+MAX_STRETCHES = 16
+"""Stretches of time given up that a replay memory tells apart. An idle sender makes one with each message, and those of
+the past may merge: what lies between them is past as well."""
 MIN_SECRET = 16
 """Bytes of the shortest secret accepted: half of what RFC 8945 section 8 recommends for hmac-sha256."""
 
@@ -251,7 +256,7 @@ class Verifier:
         self._forms = tuple(_Form(key, ReplayMemory(2 * max_fudge, remember)) for key in keys)
         self._max_fudge = max_fudge
         self._start = start if start is not None else float("-inf")
-        self._settled = self._start + max_fudge
+        self._first_tick = float("inf")
         self._own = ReplayMemory(2 * max_fudge, remember)
 
     def inherit(self, previous: Verifier) -> None:
@@ -261,7 +266,17 @@ class Verifier:
         for form in self._forms:
             form.memory = memories.get(form.key.name, form.memory)
         if all(form.key.name in memories for form in self._forms):
-            self._start, self._settled = previous._start, previous._settled
+            self._start, self._first_tick = previous._start, previous._first_tick
+
+    def tick(self, monotonic: float) -> None:
+        """Say what a clock shows that nobody sets, in seconds; to be called now and then.
+
+        By it the rule `before-start` ends: what was taken before the start is out of time `max_fudge` seconds later. A
+        clock that was ahead when the process began, and was set right, would refuse everything until it is there again.
+        """
+        self._first_tick = min(self._first_tick, monotonic)
+        if monotonic - self._first_tick > self._max_fudge:
+            self._start = float("-inf")
 
     def sent(self, mac: bytes, now: float) -> None:
         """Remember the MAC of a message of our own, to know it when it comes back."""
@@ -370,7 +385,7 @@ class Verifier:
             return Refusal.BAD_TIME
         if self._own.holds(signed, mac):
             return Refusal.OWN_MESSAGE
-        if signed < self._start and now < self._settled:
+        if signed < self._start:
             return Refusal.BEFORE_START
         refusal = form.memory.take(signed, mac, now)
         if refusal is not None:
@@ -410,9 +425,11 @@ class Verifier:
 
 
 class ReplayMemory:
-    """MACs seen, by the second they were signed in; bounded by giving up the oldest seconds, never by forgetting some.
+    """MACs seen, by the second they were signed in; bounded by giving up whole seconds, never by forgetting some.
 
-    Whoever asks for a second already given up is refused (`replay-window`), so a full memory never lets a replay in.
+    Whoever asks for a second that was given up is refused (`replay-window`), so neither a full memory nor a clock that
+    is set back lets a replay in. Refused are the stretches of time in which something was taken and given up, and not
+    what lies between them: a clock that was far ahead and is set right does not refuse what is signed now.
     """
 
     def __init__(self, window: int, limit: int) -> None:
@@ -422,7 +439,9 @@ class ReplayMemory:
         self._sweep_at = 0.0
         self._window = window
         self._seconds: dict[int, set[bytes]] = {}
-        self._oldest = 0
+        self._given_up: list[tuple[int, int]] = []
+        """Stretches of seconds, first and last, in order of time and apart by more than `window`."""
+        self._last_given_up = -1
 
     def take(self, signed: int, mac: bytes, now: float) -> Refusal | None:
         """Remember a verified MAC; a reason when it is known already, or too old to be told from a replay."""
@@ -441,10 +460,10 @@ class ReplayMemory:
 
         Whoever adds says how many to `close`, at once.
         """
-        if signed < self._oldest:
-            return None
-        if now >= self._sweep_at:
+        if not 0.0 < self._sweep_at - now <= SWEEP_INTERVAL:
             self._sweep(now)
+        if signed <= self._last_given_up and self._is_given_up(signed):
+            return None
         seen = self._seconds.get(signed)
         if seen is None:
             seen = self._seconds[signed] = set()
@@ -454,7 +473,9 @@ class ReplayMemory:
         """Count what was added after `open`, and give up the oldest seconds where that is too much."""
         self.count += added
         while self.count > self._limit:
-            self._give_up_oldest()
+            oldest = min(self._seconds)
+            # Older ones, of which nothing came yet, go with it: they would be the next to be given up.
+            self._give_up(oldest - self._window, oldest)
 
     def second(self, signed: int) -> set[bytes]:
         """The remembered MACs of a second, each cut to `MAC_PREFIX`; not to be changed."""
@@ -462,22 +483,45 @@ class ReplayMemory:
 
     def add(self, signed: int, mac: bytes) -> None:
         """Remember a MAC without asking."""
-        self.take(signed, mac, signed)
+        self._seconds.setdefault(signed, set()).add(mac[:MAC_PREFIX])
+        if not 0.0 < self._sweep_at - signed <= SWEEP_INTERVAL:
+            self._sweep(signed)
+        self.close(1)
 
     def holds(self, signed: int, mac: bytes) -> bool:
         """Whether this MAC is remembered."""
         return mac[:MAC_PREFIX] in self.second(signed)
 
     def _sweep(self, now: float) -> None:
-        # Nothing signed before now - window/2 passes the time check, so older seconds can go; they stay refused by it.
-        self._sweep_at = now + 1.0
-        for second in [second for second in self._seconds if second < now - self._window]:
-            self.count -= len(self._seconds.pop(second))
+        # Nothing signed before now - window/2, or after now + window/2, passes the time check: its second can go.
+        self._sweep_at = now + SWEEP_INTERVAL
+        for second in sorted(self._seconds):
+            if abs(second - now) > self._window:
+                self._give_up(second, second)
 
-    def _give_up_oldest(self) -> None:
-        oldest = min(self._seconds)
-        self.count -= len(self._seconds.pop(oldest))
-        self._oldest = oldest + 1
+    def _give_up(self, first: int, last: int) -> None:
+        taken = self._seconds.pop(last)
+        if not taken:
+            return
+        self.count -= len(taken)
+        stretches = self._given_up
+        stretches.append((first, last))
+        stretches.sort()
+        merged = stretches[:1]
+        for stretch in stretches[1:]:
+            before = merged[-1]
+            if stretch[0] - before[1] <= self._window:
+                merged[-1] = (before[0], max(before[1], stretch[1]))
+            else:
+                merged.append(stretch)
+        if len(merged) > MAX_STRETCHES:
+            _, at = min((merged[index + 1][0] - merged[index][1], index) for index in range(MAX_STRETCHES))
+            merged[at : at + 2] = [(merged[at][0], merged[at + 1][1])]
+        self._given_up = merged
+        self._last_given_up = merged[-1][1]
+
+    def _is_given_up(self, signed: int) -> bool:
+        return any(first <= signed <= last for first, last in self._given_up)
 
 
 def _last_record(data: bytes) -> tuple[int | None, bytes, int]:

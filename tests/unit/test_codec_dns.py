@@ -10,7 +10,7 @@ import dns.rrset
 import pytest
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
-from cachebus.codecs.dns import DnsCodec, DnsCodecSettings, QuestionMode
+from cachebus.codecs.dns import OFFSET_WINDOW, DnsCodec, DnsCodecSettings, QuestionMode
 from cachebus.presentation import name_from_text
 from cachebus.wire.message import AA, AD, QR, compose, pack, parse
 from cachebus.wire.tsig import Key, Signer
@@ -245,11 +245,33 @@ def test_our_own_message_coming_back() -> None:
     assert both.decode(both.encode([address()], NOW)[0][0], PEER, NOW) is Refusal.OWN_MESSAGE
 
 
-def test_the_clock_offset_is_the_smallest_age_seen() -> None:
+def test_the_clock_offset_is_the_smallest_age_of_the_last_minutes() -> None:
     receiver = codec()
-    for last, (at, seen) in enumerate(((NOW, NOW + 7.75), (NOW, NOW + 3.75), (NOW + 1, NOW + 9.75))):
-        receiver.decode(sent(address(last=last), at), PEER, seen)
-    assert receiver.clock_offsets() == {"192.0.2.11": pytest.approx(4.0)}
+
+    def hear(at: float, age: float) -> None:
+        receiver.decode(sent(address(learned=at), at), PEER, int(at) + age)
+
+    for second, age in enumerate((7.75, 4.0, 9.75)):
+        hear(NOW + second, age)
+    assert receiver.clock_offsets(NOW + 12) == {"192.0.2.11": pytest.approx(4.0)}
+    hear(NOW + OFFSET_WINDOW + 10, 20.0)  # its clock went wrong; the window before this one counts on
+    assert receiver.clock_offsets(NOW + OFFSET_WINDOW + 31) == {"192.0.2.11": pytest.approx(4.0)}
+    hear(NOW + 2 * OFFSET_WINDOW + 20, 20.0)
+    assert receiver.clock_offsets(NOW + 2 * OFFSET_WINDOW + 41) == {"192.0.2.11": pytest.approx(20.0)}
+    assert receiver.clock_offsets(NOW + 4 * OFFSET_WINDOW + 60) == {}
+    hear(NOW, 2.0)  # our own clock was set back
+    assert receiver.clock_offsets(NOW + 3) == {"192.0.2.11": pytest.approx(2.0)}
+
+
+def test_of_several_types_behind_an_alias_each_is_taken_under_a_dummy_question() -> None:
+    ends = (CHAIN[-1], rrset("www.example.com", "AAAA", "2001:db8::1"))
+    aliases = CHAIN[:-1]
+    found = taken(signed(compose(1, QR | AA, b"\0", 1, [(each, 300) for each in (*aliases, *ends)])))
+    assert not isinstance(found, Refusal)
+    assert [(each.name, each.type, each.rrsets) for each in found] == [
+        ("alias.example.com.", "A", (*aliases, ends[0])),
+        ("alias.example.com.", "AAAA", (*aliases, ends[1])),
+    ]
 
 
 def test_a_reload_keeps_the_replay_memory() -> None:
@@ -258,7 +280,7 @@ def test_a_reload_keeps_the_replay_memory() -> None:
     before.decode(data, PEER, NOW)
     after.inherit(before)
     assert after.decode(data, PEER, NOW) is Refusal.DUPLICATE
-    assert after.clock_offsets()
+    assert after.clock_offsets(NOW)
 
 
 @pytest.mark.parametrize(

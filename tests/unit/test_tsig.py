@@ -12,7 +12,7 @@ import pytest
 
 from cachebus.answer import Refusal
 from cachebus.errors import ConfigError
-from cachebus.wire.tsig import ALGORITHMS, MAX_FUDGE, Key, ReplayMemory, Signer, Verified, Verifier
+from cachebus.wire.tsig import ALGORITHMS, MAX_FUDGE, MAX_STRETCHES, Key, ReplayMemory, Signer, Verified, Verifier
 from tests.core_bed import KEY_NAME, NOW, SECRET, key, keyring
 
 CAPTURED = Path(__file__).parent.parent / "data" / "unbound-pr1250-signed.hex"
@@ -167,6 +167,26 @@ def test_a_clock_step_back_does_not_lift_the_start() -> None:
     assert after.verify(signed(now=NOW - 250), NOW - 240) is Refusal.BEFORE_START
 
 
+def test_a_clock_that_was_a_day_ahead_at_the_start_refuses_for_the_fudge_only() -> None:
+    """Counted by a clock that nobody sets; honest messages are all signed "before the start" for that day."""
+    after = Verifier((key(),), start=NOW + 86400)
+    for passed in (0.0, 10.0, MAX_FUDGE + 0.0):
+        after.tick(5000.0 + passed)
+        assert after.verify(signed(now=NOW + passed), NOW + passed) is Refusal.BEFORE_START
+    after.tick(5000.5 + MAX_FUDGE)
+    assert isinstance(after.verify(signed(now=NOW + 301), NOW + 301), Verified)
+    # What the process before had taken is out of time by then.
+    assert after.verify(signed(now=NOW), NOW + MAX_FUDGE + 1) is Refusal.BAD_TIME
+
+
+def test_a_reload_does_not_count_the_start_anew() -> None:
+    before, after = Verifier((key(),), start=NOW), Verifier((key(),), start=NOW + 200)
+    before.tick(100.0)
+    after.inherit(before)
+    after.tick(100.5 + MAX_FUDGE)
+    assert isinstance(after.verify(signed(now=NOW - 1), NOW), Verified)
+
+
 def test_our_own_message_is_known() -> None:
     signer, verifier = Signer(key()), Verifier((key(),), start=None)
     data, mac = signer.sign(MESSAGE, NOW)
@@ -206,6 +226,53 @@ def test_the_replay_memory_forgets_what_the_time_check_refuses() -> None:
     memory.take(int(NOW), b"12345678", NOW)
     memory.take(int(NOW) + 700, b"87654321", NOW + 700)
     assert memory.count == 1
+
+
+DAY = 86400
+
+
+def test_a_clock_set_back_lets_no_replay_in() -> None:
+    verifier = Verifier((key(),), start=None)
+    early, late = signed(), signed(now=NOW + 900)
+    assert isinstance(verifier.verify(early, NOW), Verified)
+    assert isinstance(verifier.verify(late, NOW + 900), Verified)
+    assert verifier.verify(early, NOW + 2) is Refusal.REPLAY_WINDOW
+
+
+def test_a_clock_that_is_set_right_refuses_what_is_signed_now_no_longer() -> None:
+    """A node whose clock alone jumps a day ahead and comes back: replays stay out, honest traffic goes on."""
+    verifier = Verifier((key(),), start=None)
+    old = signed()
+    assert isinstance(verifier.verify(old, NOW), Verified)
+    assert verifier.verify(signed(now=NOW + 1), NOW + DAY) is Refusal.BAD_TIME
+    assert verifier.verify(old, NOW + 2) is Refusal.DUPLICATE
+    for passed in range(3, 1000, 100):
+        assert isinstance(verifier.verify(signed(now=NOW + passed), NOW + passed), Verified)
+
+
+def test_a_whole_cluster_that_was_a_day_ahead_and_is_set_right() -> None:
+    """What was taken in the wrong day is refused when that time comes; before, nothing is."""
+    memory = ReplayMemory(2 * MAX_FUDGE, 1000)
+    begun = int(NOW) + DAY
+    for second in range(begun, begun + 2000, 10):
+        assert memory.take(second, second.to_bytes(8, "big"), second) is None
+    for second in range(int(NOW), int(NOW) + 2000, 10):
+        assert memory.take(second, second.to_bytes(8, "big"), second) is None
+    assert memory.count <= 2 * MAX_FUDGE
+    for second in range(begun, begun + 2000, 10):
+        refusal = memory.take(second, second.to_bytes(8, "big"), second)
+        assert refusal in (Refusal.REPLAY_WINDOW, Refusal.DUPLICATE)
+    assert memory.take(begun + 3000, b"12345678", begun + 3000) is None
+
+
+def test_stretches_given_up_stay_few_and_never_open_again() -> None:
+    memory = ReplayMemory(600, 1000)
+    seconds = range(int(NOW), int(NOW) + 100 * 3600, 3600)
+    for second in seconds:
+        assert memory.take(second, b"12345678", second) is None
+    assert len(memory._given_up) <= MAX_STRETCHES
+    for second in seconds:
+        assert memory.take(second, b"12345678", second) in (Refusal.REPLAY_WINDOW, Refusal.DUPLICATE)
 
 
 def test_secrets_do_not_show() -> None:
