@@ -128,13 +128,32 @@ class Codec(Protocol):
         """What only the codec sees, as `gaps`, by snake_case name. Refusals are not among it: they are given."""
         ...
 
-    def clock_offsets(self) -> Mapping[str, float]:
-        """Per peer: seconds by which its clock is behind ours (negative: ahead)."""
+    def tick(self, monotonic: float) -> None:
+        """Take note of how much time has really passed; called about once a second, with a clock that nobody sets."""
+        ...
+
+    def clock_offsets(self, now: float) -> Mapping[str, float]:
+        """Per peer heard of lately: seconds by which its clock is behind ours (negative: ahead)."""
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsMaterial:
+    """What a link's certificate files hold, in PEM, for libraries that have no use for an `ssl.SSLContext`."""
+
+    certificate: bytes
+    """Our certificate, followed by those between it and the authority's, if any."""
+    key: bytes = field(repr=False)
+    """Its private key, not encrypted."""
+    authorities: bytes
+    """Certificates of the authorities that peers' certificates come from."""
+
+
 class Tls(Protocol):
-    """A link's certificates, read again when their files change. Made by the core; a transport only uses it."""
+    """A link's certificates, read again when their files change. Made by the core; a transport only uses it.
+
+    The contexts are shared by all connections: a transport changes nothing about them.
+    """
 
     def server_context(self) -> ssl.SSLContext:
         """For what connects to us: TLS 1.3, and a certificate is demanded."""
@@ -142,6 +161,10 @@ class Tls(Protocol):
 
     def client_context(self) -> ssl.SSLContext:
         """For what we connect to: TLS 1.3, and our certificate is shown."""
+        ...
+
+    def material(self) -> TlsMaterial:
+        """What both contexts are made of."""
         ...
 
     def identify(self, certificate: bytes | None) -> str:
