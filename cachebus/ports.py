@@ -167,6 +167,14 @@ class Tls(Protocol):
         """What both contexts are made of."""
         ...
 
+    def broker_context(self) -> ssl.SSLContext:
+        """For a server that is no peer, as a broker: TLS 1.2 or later, as it is software and site of others.
+
+        Its certificate has to be of the configured CA and for the host name that was connected to
+        (`check_hostname`); ours is shown where one is configured.
+        """
+        ...
+
     def identify(self, certificate: bytes | None) -> str:
         """The name of the configured peer whose certificate (DER) this is. Raises `TransportError` when it is none."""
         ...
