@@ -16,7 +16,6 @@ from cachebus.config.keyfile import (
     parse_key_text,
     read_key_file,
     read_variable,
-    reason,
     variable_text,
 )
 from cachebus.config.models import (
@@ -30,21 +29,17 @@ from cachebus.config.models import (
     Shim,
     Source,
     StreamSource,
-    Transport,
     UnboundSink,
     Upstream,
 )
-from cachebus.config.problems import Place, shown, suggest
-from cachebus.config.values import SocketAddress, UnixAddress, parse_address
+from cachebus.config.problems import Place, shown
+from cachebus.config.tools import Tools
+from cachebus.config.transport_checks import TransportChecker
+from cachebus.config.values import UnixAddress
 from cachebus.errors import ConfigError
 from cachebus.presentation import name_from_text
 
-LATER_TRANSPORTS = frozenset({"multicast", "mqtt", "zeromq", "tcp"})
-"""Types that the contract names and this version does not have yet."""
 NOT_YET = "not available in this version"
-VOLATILE = Path("/run")
-"""Directories right below it are made at the start, by systemd's `RuntimeDirectory=`, and may be missing till then."""
-
 _READABLE_BY_OTHERS = stat.S_IRGRP | stat.S_IROTH
 
 
@@ -62,12 +57,8 @@ class Checker:
         transport_types: Collection[str] | None,
     ) -> None:
         self._config = config
-        self._report = report
-        self._warn = warn
-        self._directory = directory
-        self._environment = environment
-        self._types = transport_types
-        self._taken: dict[str, Place] = {}
+        self._tools = Tools(report=report, warn=warn, directory=directory, environment=environment)
+        self._transports = TransportChecker(config, self._tools, transport_types)
 
     def run(self, mode: int | None) -> None:
         """Check everything. `mode` is the configuration file's own, None when it is not a file."""
@@ -76,12 +67,12 @@ class Checker:
         for name, source in config.sources.items():
             self._source(("sources", name), source)
         for name, transport in config.transports.items():
-            self._transport(("transports", name), transport)
+            self._transports.check(("transports", name), transport)
         for name, sink in config.sinks.items():
             if isinstance(sink, UnboundSink):
                 self._unbound(("sinks", name), sink)
         if config.share.min_ttl > config.share.max_ttl:
-            self._report(("share", "min_ttl"), "is above `max_ttl`: nothing would be shared")
+            self._tools.report(("share", "min_ttl"), "is above `max_ttl`: nothing would be shared")
         if config.shim is not None:
             self._shim(config.shim)
         self._admin(config.admin)
@@ -93,14 +84,14 @@ class Checker:
         for text, key in keys.items():
             place: Place = ("keys", text)
             if key.evidence > key.max_evidence:
-                self._report((*place, "evidence"), f"is stronger than `max_evidence`, {key.max_evidence.text}")
+                self._tools.report((*place, "evidence"), f"is stronger than `max_evidence`, {key.max_evidence.text}")
             try:
                 name = name_from_text(text)
             except ValueError:
-                self._report(place, "a key's name must be a domain name, as TSIG carries it")
+                self._tools.report(place, "a key's name must be a domain name, as TSIG carries it")
                 continue
             if name in seen:
-                self._report(place, f"is the same name as {shown(seen[name])}: TSIG ignores case and final dot")
+                self._tools.report(place, f"is the same name as {shown(seen[name])}: TSIG ignores case and final dot")
             seen[name] = text
             self._secret(place, key, name, mode)
 
@@ -112,16 +103,16 @@ class Checker:
             material = self._read_secret(text)
             secret = decode_secret(text, "it") if material is None else material.secret
         except ConfigError as error:
-            self._report(place, str(error))
+            self._tools.report(place, str(error))
             return
         if material is not None and material.name not in (b"", name):
-            self._report(place, "the key there has another name than here")
+            self._tools.report(place, "the key there has another name than here")
         if material is not None and material.algorithm not in ("", algorithm):
-            self._report(place, f"the key there is for {material.algorithm}, not {algorithm}")
+            self._tools.report(place, f"the key there is for {material.algorithm}, not {algorithm}")
         if material is None and mode is not None and mode & _READABLE_BY_OTHERS:
-            self._warn(place, "a secret in a file that others can read; put it into a key file, or: chmod 600")
+            self._tools.warn(place, "a secret in a file that others can read; put it into a key file, or: chmod 600")
         if len(secret) < DIGEST_BYTES[algorithm]:
-            self._warn(place, f"{len(secret)} bytes; {algorithm} deserves {DIGEST_BYTES[algorithm]} (RFC 2104)")
+            self._tools.warn(place, f"{len(secret)} bytes; {algorithm} deserves {DIGEST_BYTES[algorithm]} (RFC 2104)")
         key._name = name  # the model is frozen; its private attributes are filled here, once
         key._secret = secret
 
@@ -130,27 +121,22 @@ class Checker:
         if not colon:
             return None
         if kind == "file":
-            return read_key_file(self._directory / rest)
+            return read_key_file(self._tools.directory / rest)
         if kind != "env":
             raise ConfigError("must be `file:PATH`, `env:VAR` or base64")
-        value = read_variable(rest, self._environment)
+        value = read_variable(rest, self._tools.environment)
         where = variable_text(rest)
         if ":" in value:
             return parse_key_text(value, where)
         return KeyMaterial(b"", "", decode_secret(value, where))
 
-    def _key_name(self, place: Place, name: str) -> None:
-        # The name is not repeated: a secret in the wrong place would be printed.
-        if name not in self._config.keys:
-            self._report(place, f"names no key of `keys`{suggest(name, self._config.keys)}")
-
     # Sources
 
     def _source(self, place: Place, source: Source) -> None:
         if isinstance(source, FileSource):
-            self._file((*place, "path"), source.path)
+            self._tools.file((*place, "path"), source.path)
             if source.format is FileFormat.WIRE and source.claims is None:
-                self._report(place, "`claims` is required: DNS messages do not say how they were checked")
+                self._tools.report(place, "`claims` is required: DNS messages do not say how they were checked")
         else:
             self._border(place, source)
         if not isinstance(source, StreamSource):
@@ -158,99 +144,58 @@ class Checker:
 
     def _border(self, place: Place, source: DnstapSource | StreamSource) -> None:
         listen = source.listen
-        self._once((*place, "listen"), str(listen))
+        self._tools.once((*place, "listen"), str(listen))
         if source.tls is not None:
-            self._tls_files((*place, "tls"), source.tls.cert, source.tls.key, source.tls.ca)
+            self._tools.tls_files((*place, "tls"), source.tls.cert, source.tls.key, source.tls.ca)
         if isinstance(listen, UnixAddress):
-            self._directory_of((*place, "listen"), listen.path)
+            self._tools.directory_of((*place, "listen"), listen.path)
             for key, given in (("insecure", source.insecure), ("tls", source.tls is not None)):
                 if given:
-                    self._report((*place, key), "is for TCP; a unix socket checks who connects by its user")
+                    self._tools.report((*place, key), "is for TCP; a unix socket checks who connects by its user")
             return
         if source.allow_uids:
-            self._report((*place, "allow_uids"), "is for a unix socket; TCP does not tell the user")
+            self._tools.report((*place, "allow_uids"), "is for a unix socket; TCP does not tell the user")
         if source.tls is not None:
             return
         if not listen.is_loopback:
-            self._report(
+            self._tools.report(
                 (*place, "listen"), "TCP beyond loopback needs `tls`: whoever can write here fills every cache"
             )
         elif not source.insecure:
-            self._report(
+            self._tools.report(
                 (*place, "listen"), "any local user can write to TCP on loopback: use unix:PATH, or `insecure: true`"
             )
 
     def _dnstap_evidence(self, place: Place, source: DnstapSource | FileSource) -> None:
         if source.resolver_frames is ResolverFrames.NONE:
-            self._warn(
+            self._tools.warn(
                 (*place, "resolver_frames"),
                 "the resolver's word to clients is all the evidence: switch serve-stale and ECS off on it",
             )
             if source.trusted_forwarders:
-                self._report((*place, "trusted_forwarders"), "has no use with `resolver_frames: none`")
-
-    # Transports
-
-    def _transport(self, place: Place, transport: Transport) -> None:
-        if not self._type_is_installed(place, transport.type):
-            return
-        for index, name in enumerate(transport.keys):
-            self._key_name((*place, "keys", index), name)
-        if transport.key is not None:
-            self._key_name((*place, "key"), transport.key)
-            key = self._config.keys.get(transport.key)
-            if key is not None and key.origins is not None and self._config.node not in key.origins:
-                self._warn((*place, "key"), f"its `origins` do not have {self._config.node}, which signs with it")
-        elif transport.peers or not transport.keys:
-            self._report(place, "`key` is required: everything on the bus is signed")
-        if transport.type == "udp":
-            self._udp(place, transport)
-
-    def _type_is_installed(self, place: Place, name: str) -> bool:
-        if self._types is None or name in self._types:
-            return True
-        if name in LATER_TRANSPORTS:
-            self._report((*place, "type"), f"{name} is {NOT_YET}")
-        else:
-            self._report((*place, "type"), f"no transport {shown(name)} is installed{suggest(name, self._types)}")
-        return False
-
-    def _udp(self, place: Place, transport: Transport) -> None:
-        if transport.url is not None:
-            self._report((*place, "url"), "udp has none; it takes `listen` and `peers`")
-        if transport.listen is None and not transport.peers:
-            self._report(place, "udp needs `listen`, `peers` or both")
-        if transport.listen is not None:
-            listen = self._address((*place, "listen"), transport.listen, any_port=True)
-            if listen is not None and listen.port:
-                self._once((*place, "listen"), f"udp:{listen}")
-        peers: set[SocketAddress] = set()
-        for index, text in enumerate(transport.peers):
-            peer = self._address((*place, "peers", index), text)
-            if peer is not None and peer in peers:
-                self._report((*place, "peers", index), "is there twice")
-            elif peer is not None:
-                peers.add(peer)
+                self._tools.report((*place, "trusted_forwarders"), "has no use with `resolver_frames: none`")
 
     # Sinks
 
     def _unbound(self, place: Place, sink: UnboundSink) -> None:
-        self._once((*place, "control"), f"control {sink.control}")
+        self._tools.once((*place, "control"), f"control {sink.control}")
         if sink.tls is not None:
-            self._tls_files((*place, "tls"), sink.tls.cert, sink.tls.key, sink.tls.ca)
+            self._tools.tls_files((*place, "tls"), sink.tls.cert, sink.tls.key, sink.tls.ca)
         if isinstance(sink.control, UnixAddress):
-            self._directory_of((*place, "control"), sink.control.path)
+            self._tools.directory_of((*place, "control"), sink.control.path)
             if sink.tls is not None:
-                self._report((*place, "tls"), "is for TCP; Unbound's unix control socket has no TLS")
+                self._tools.report((*place, "tls"), "is for TCP; Unbound's unix control socket has no TLS")
         elif sink.tls is None:
-            self._report((*place, "control"), "needs `tls`: over TCP anyone on this machine could answer for Unbound")
+            self._tools.report(
+                (*place, "control"), "needs `tls`: over TCP anyone on this machine could answer for Unbound"
+            )
 
     # Shim
 
     def _shim(self, shim: Shim) -> None:
         for index, listen in enumerate(shim.listen):
             if listen.port:
-                self._once(("shim", "listen", index), f"udp:{listen}")
+                self._tools.once(("shim", "listen", index), f"udp:{listen}")
         for index, upstream in enumerate(shim.upstreams):
             self._upstream(("shim", "upstreams", index), upstream, shim)
 
@@ -258,67 +203,32 @@ class Checker:
         try:
             address = upstream.endpoint
         except ValueError as error:
-            self._report((*place, "address"), str(error))
+            self._tools.report((*place, "address"), str(error))
             return
         if address in shim.listen:
-            self._report((*place, "address"), "is the shim's own address: it would ask itself")
+            self._tools.report((*place, "address"), "is the shim's own address: it would ask itself")
         if upstream.validating and upstream.authoritative:
-            self._report((*place, "authoritative"), "`validating` and `authoritative` exclude each other")
+            self._tools.report((*place, "authoritative"), "`validating` and `authoritative` exclude each other")
         if upstream.validating and upstream.tls_name is None and not address.is_loopback:
-            self._report((*place, "validating"), "needs a `tls_name` beyond loopback: anyone on the way could set AD")
+            self._tools.report(
+                (*place, "validating"), "needs a `tls_name` beyond loopback: anyone on the way could set AD"
+            )
         if upstream.tls_name is not None:
             try:
                 name_from_text(upstream.tls_name)
             except ValueError as error:
-                self._report((*place, "tls_name"), f"not a domain name: {error}")
+                self._tools.report((*place, "tls_name"), f"not a domain name: {error}")
 
     # Admin
 
     def _admin(self, admin: Admin) -> None:
         if admin.socket is not None:
-            self._directory_of(("admin", "socket"), admin.socket)
-            self._once(("admin", "socket"), f"unix:{admin.socket}")
+            self._tools.directory_of(("admin", "socket"), admin.socket)
+            self._tools.once(("admin", "socket"), f"unix:{admin.socket}")
         if admin.http is None:
             return
         if not admin.http.is_loopback and not admin.http_beyond_loopback:
-            self._report(
+            self._tools.report(
                 ("admin", "http"),
                 "is beyond loopback, without TLS or passwords; `http_beyond_loopback: true` allows it",
             )
-
-    # Shared
-
-    def _address(self, place: Place, text: str, *, any_port: bool = False) -> SocketAddress | None:
-        try:
-            return parse_address(text, any_port=any_port)
-        except ValueError as error:
-            self._report(place, str(error))
-            return None
-
-    def _once(self, place: Place, what: str) -> None:
-        first = self._taken.setdefault(what, place)
-        if first != place:
-            self._report(place, f"is already used by `{'.'.join(map(str, first))}`")
-
-    def _directory_of(self, place: Place, path: str) -> None:
-        directory = Path(path).parent
-        if directory.parent == VOLATILE:
-            return
-        if not directory.is_dir():
-            self._report(place, f"the directory {directory} does not exist")
-
-    def _tls_files(self, place: Place, cert: Path, key: Path, ca: Path) -> None:
-        self._file((*place, "cert"), cert)
-        self._file((*place, "key"), key, private=True)
-        self._file((*place, "ca"), ca)
-
-    def _file(self, place: Place, path: Path, *, private: bool = False) -> None:
-        try:
-            status = path.stat()
-        except (OSError, ValueError) as error:
-            self._report(place, f"{path}: {reason(error)}")
-            return
-        if not stat.S_ISREG(status.st_mode):
-            self._report(place, f"{path} is not a file")
-        elif private and status.st_mode & stat.S_IRWXO:
-            self._report(place, f"{path} holds a private key and lets everyone in; run: chmod o= {path}")

@@ -103,7 +103,7 @@ class Document:
 
     def value(self) -> object:
         """Give the tree as dict, list, str and None; every scalar is text."""
-        return _text_value(self.root)
+        return text_value(self.root)
 
     def at(self, *place: str | int) -> Node | None:
         """Give the node at a place, or None."""
@@ -121,12 +121,13 @@ def _child(node: Node, step: str | int) -> Node | None:
     return None
 
 
-def _text_value(node: Node) -> object:
+def text_value(node: Node) -> object:
+    """Give a node as dict, list, str and None; every scalar is text."""
     match node.value:
         case dict() as mapping:
-            return {key: _text_value(value) for key, value in mapping.items()}
+            return {key: text_value(value) for key, value in mapping.items()}
         case list() as items:
-            return [_text_value(item) for item in items]
+            return [text_value(item) for item in items]
         case value:
             return value
 

@@ -16,10 +16,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from cachebus.config.checks import NOT_YET, Checker
-from cachebus.config.document import MAX_FILE, Document, natural, parse
+from cachebus.config.document import MAX_FILE, Document, natural, parse, text_value
 from cachebus.config.keyfile import reason
-from cachebus.config.models import Config, Transport, UdpOptions
+from cachebus.config.models import Config
 from cachebus.config.problems import ConfigErrors, Place, Problem, suggest
+from cachebus.config.transports import OPTIONS, Transport
 from cachebus.config.values import parse_unix_path
 from cachebus.errors import ConfigError
 
@@ -28,23 +29,6 @@ LATER: Mapping[str, frozenset[str]] = {
     "shim": frozenset({"hints", "swild", "local_data", "block_lists", "workers"}),
     "shim.upstreams": frozenset({"url"}),
     "share": frozenset({"site"}),
-    "transports": frozenset(
-        {
-            "group",
-            "interface",
-            "hops",
-            "loop",
-            "sources",
-            "bind",
-            "connect",
-            "curve",
-            "cluster",
-            "qos",
-            "flush",
-            "zstd",
-            "tls",
-        }
-    ),
 }
 """Keys that the contract names and this version does not have yet, by section (names and indexes left out)."""
 
@@ -173,14 +157,14 @@ def _validate(value: dict[str, object], document: Document, problems: list[Probl
     else:
         found = []
     problems += [_explain(details, document) for details in found]
-    options = _transport_options(document, problems)
+    options = _transport_options(document, problems, directory)
     if config is not None:
         for name, transport in config.transports.items():
             transport._options = options.get(name, {})  # as above
     return config
 
 
-def _transport_options(document: Document, problems: list[Problem]) -> dict[str, Mapping[str, object]]:
+def _transport_options(document: Document, problems: list[Problem], directory: Path) -> dict[str, Mapping[str, object]]:
     """Take the keys that belong to a transport's type: checked for those of this project, as written for others."""
     given: dict[str, Mapping[str, object]] = {}
     transports = document.at("transports")
@@ -191,12 +175,15 @@ def _transport_options(document: Document, problems: list[Problem]) -> dict[str,
             continue
         extras = {key: node for key, node in transport.value.items() if key not in Transport.model_fields}
         kind = document.at("transports", name, "type")
-        if kind is None or kind.value != "udp":
+        model = None if kind is None else OPTIONS.get(str(kind.value))
+        if model is None:
             given[name] = {key: natural(node) for key, node in extras.items()}
             continue
-        plain = {key: node.value for key, node in extras.items()}
+        plain = {key: text_value(node) for key, node in extras.items()}
         try:
-            given[name] = UdpOptions.model_validate(plain).model_dump(exclude_none=True, exclude_unset=True)
+            given[name] = model.model_validate(plain, context={"directory": directory}).model_dump(
+                exclude_none=True, exclude_unset=True
+            )
         except ValidationError as error:
             found = error.errors(include_url=False, include_input=False)
         else:
@@ -214,7 +201,7 @@ def _explain(details: ErrorDetails, document: Document) -> Problem:
     if kind == "missing":
         return document.problem(place, "is required")
     if kind == "extra_forbidden":
-        return document.problem(place, _unknown_key(location, place), at_key=True)
+        return document.problem(place, _unknown_key(location, place, document), at_key=True)
     if kind == "union_tag_not_found":
         return document.problem((*place, "type"), "is required")
     if kind == "union_tag_invalid":
@@ -231,13 +218,11 @@ def _not_one_of(details: ErrorDetails, document: Document, place: Place) -> str:
     words = str(details.get("ctx", {}).get("expected", "")).replace("'", "").replace(" or ", ", ").split(", ")
     node = document.at(*place)
     value = node.value if node is not None and isinstance(node.value, str) else ""
-    if place[-1] == "codec" and value in ("batch", "cdns"):
-        return f"{value} is {NOT_YET}"
     choice = words[0] if len(words) == 1 else f"one of {', '.join(words)}"
     return f"is not {choice}{suggest(value, words)}"
 
 
-def _unknown_key(location: Place, place: Place) -> str:
+def _unknown_key(location: Place, place: Place, document: Document) -> str:
     key = str(place[-1])
     section = ".".join(str(step) for step in place[:-1] if isinstance(step, str))
     if place[0] in ("transports", "sources", "sinks", "keys") and len(place) == 3:
@@ -246,7 +231,8 @@ def _unknown_key(location: Place, place: Place) -> str:
         return NOT_YET
     known = set(_model_at(location[:-1]).model_fields)
     if section == "transports":
-        known |= set(UdpOptions.model_fields)
+        kind = document.at(*place[:2], "type")
+        known |= set(OPTIONS[str(kind.value)].model_fields) if kind is not None and kind.value in OPTIONS else set()
     return f"unknown key{suggest(key, sorted(known))}"
 
 

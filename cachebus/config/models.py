@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
+from pydantic import Field, PrivateAttr, SecretStr, model_validator
 
 from cachebus.answer import Evidence
 from cachebus.config.keyfile import DIGEST_BYTES
 from cachebus.config.problems import Problem
+from cachebus.config.section import MAX_NAMES, Section
+from cachebus.config.transports import Transport
 from cachebus.config.values import (
     Duration,
     Endpoint,
@@ -29,27 +31,16 @@ from cachebus.config.values import (
     Seconds,
     Size,
     SocketAddress,
-    TypeName,
     UnixPath,
     parse_address,
 )
 
 DEFAULT_TRUST = (Evidence.CONFIRMED, Evidence.VALIDATED)
 """What a dnstap or direct source shares unless told otherwise (trust rules, section 2)."""
-MAX_NAMES = 1000
-"""Entries of a list in the configuration: longer lists belong in files."""
 STALE_TTL = 30
 """Seconds: the TTL that serve-stale answers carry (RFC 8767 section 4)."""
 DO53_PORT = 53
 DOT_PORT = 853
-
-
-class Section(BaseModel):
-    """What every section is: frozen, no unknown keys, its values never repeated by pydantic's own errors."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True, validate_default=False
-    )
 
 
 class Algorithm(Enum):
@@ -87,13 +78,6 @@ class PrivateNames(Enum):
 
     NEVER = "never"
     ALLOW = "allow"
-
-
-class Question(Enum):
-    """Whether a composed message carries the question."""
-
-    KEEP = "keep"
-    OMIT = "omit"
 
 
 class Key(Section):
@@ -211,66 +195,6 @@ class FileSource(DnstapEvidence):
 
 
 Source = Annotated[DnstapSource | StreamSource | FileSource, Field(discriminator="type")]
-
-
-class Accept(Section):
-    """What is taken from a transport."""
-
-    evidence: Levels = (Evidence.AUTHORITATIVE,)
-    """Levels that are taken. A level includes the stronger ones."""
-
-    @property
-    def minimum_evidence(self) -> Evidence:
-        """The weakest level that is taken."""
-        return min(self.evidence)
-
-
-class Transport(Section):
-    """A link to the peers. Keys beyond these belong to the transport's type and are passed on to it."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: TypeName
-    """`udp`, or the name of any other installed transport."""
-    codec: Literal["dns"] = "dns"
-    """`dns`: one TSIG-signed DNS message per answer."""
-    key: str | None = None
-    """Name of the key that signs what is sent; it is accepted too."""
-    keys: tuple[str, ...] = Field(default=(), max_length=MAX_NAMES)
-    """Names of further keys that are accepted: the peers' own, and old and new ones during a rollover."""
-    listen: str | None = None
-    """udp: ADDRESS:PORT to receive on."""
-    peers: tuple[str, ...] = Field(default=(), max_length=MAX_NAMES)
-    """udp: ADDRESS:PORT of each peer to send to."""
-    url: str | None = None
-    """For transports that have one: where to connect."""
-    accept: Accept = Accept()
-    """What is taken from the peers on this transport."""
-    question: Question = Question.KEEP
-    """`keep`: messages carry the question. `omit`: they do not, which some receivers do not understand."""
-    max_message: Size = Field(default=1232, ge=512, le=65535)
-    """Longest message in bytes, 512 to 65535; a larger answer is not sent here, and counted."""
-
-    _options: Mapping[str, object] = PrivateAttr(default_factory=dict)
-
-    @property
-    def options(self) -> Mapping[str, object]:
-        """Every key that is not one of these, with the types YAML gives them."""
-        return self._options
-
-    @property
-    def accepted_keys(self) -> tuple[str, ...]:
-        """Names of all keys that are accepted: `key` first, then `keys`."""
-        return tuple(dict.fromkeys((*((self.key,) if self.key is not None else ()), *self.keys)))
-
-
-class UdpOptions(Section):
-    """Keys of a transport of type udp besides the common ones."""
-
-    peers_only: bool = False
-    """Drop what comes from an address that is no peer's, before its signature is looked at."""
-    socket_buffer: Size | None = Field(default=None, ge=64 * 1024, le=512 * 1024 * 1024)
-    """Socket buffer to ask the kernel for, in each direction: 64 KiB to 512 MiB; 8 MiB unless set."""
 
 
 class CacheSink(Section):

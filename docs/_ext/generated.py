@@ -38,8 +38,11 @@ def configuration() -> str:
     """One section per model, one table row per key."""
     models = importlib.import_module("cachebus.config.models")
     schema = models.Config.model_json_schema()
-    options = models.UdpOptions.model_json_schema()  # what the transport's type adds is in no other model
-    definitions: dict[str, Schema] = {**schema.get("$defs", {}), **options.get("$defs", {}), "UdpOptions": options}
+    definitions: dict[str, Schema] = dict(schema.get("$defs", {}))
+    # What the types of transports add is in no other model.
+    for model in importlib.import_module("cachebus.config.transports").OPTIONS.values():
+        options = model.model_json_schema()
+        definitions |= {**options.get("$defs", {}), model.__name__: options}
     lines = _model("The top level", schema, definitions)
     for name, definition in sorted(definitions.items()):
         if "properties" in definition:

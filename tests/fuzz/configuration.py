@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from cachebus.config import Config, ConfigErrors, loads, models
+from cachebus.config import Config, ConfigErrors, loads, models, transports
 from cachebus.config.document import MAX_DEPTH, MAX_NODES, Document, natural, parse
 from cachebus.config.problems import Problem
 from tests.fuzz.harness import Part, Target
@@ -55,7 +55,8 @@ SECTIONS = (
 NAMES = tuple(sorted({
     key
     for model in (models.Config, models.Key, models.DnstapSource, models.StreamSource, models.FileSource,
-                  models.ServerTls, models.Transport, models.Accept, models.UdpOptions, models.UnboundSink,
+                  models.ServerTls, transports.Transport, transports.Accept, transports.Flush,
+                           transports.TransportTls, transports.Curve, *transports.OPTIONS.values(), models.UnboundSink,
                   models.CallbackSink, models.Share, models.Rate, models.Cache, models.Shim, models.Upstream,
                   models.Admin)
     for key in model.model_fields

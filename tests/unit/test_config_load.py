@@ -18,11 +18,12 @@ from cachebus.config.models import (
     FileFormat,
     FileSource,
     Pairing,
-    Question,
     ResolverFrames,
     StreamSource,
     UnboundSink,
 )
+from cachebus.config.section import Question
+from cachebus.config.transports import OPTIONS
 from cachebus.config.values import SocketAddress, UnixAddress
 from cachebus.errors import ConfigError
 
@@ -218,15 +219,47 @@ def test_each_mistake_with_its_place(text: str, expected: str) -> None:
         ("{type: udp, key: k, listen: '[::]:1', url: x}",
          "48: transports.t.url: udp has none; it takes `listen` and `peers`"),
         ("{type: udp, key: k, listen: '[::]:1', max_message: 100}", "56: transports.t.max_message: is below 512"),
-        ("{type: udp, key: k, listen: '[::]:1', codec: batch}", "50: transports.t.codec: batch is not available in this version"),
-        ("{type: udp, key: k, listen: '[::]:1', codec: dn}", "50: transports.t.codec: is not dns (did you mean dns?)"),
-        ("{type: udp, key: k, listen: '[::]:1', hops: 1}", "43: transports.t.hops: not available in this version"),
+        ("{type: udp, key: k, listen: '[::]:1', codec: dn}",
+         "50: transports.t.codec: is not one of dns, batch, cdns (did you mean dns?)"),
+        ("{type: udp, listen: '[::]:1', codec: cdns}",
+         "42: transports.t.codec: cdns has no signature: it needs tcp or quic, whose certificates say who speaks"),
+        ("{type: udp, key: k, listen: '[::]:1', hops: 1}", "43: transports.t.hops: unknown key"),
+        ("{type: udp, key: k, listen: '[::]:1', zstd: true}",
+         "49: transports.t.zstd: udp has none; it takes `listen` and `peers`"),
+        ("{type: udp, key: k, listen: '[::]:1', flush: {interval: 11}}", "61: transports.t.flush.interval: is above 10"),
+        ("{type: multicast, key: k}", "2: transports.t.group: is required"),
+        ("{type: multicast, key: k, group: '192.0.2.1:5390'}",
+         "38: transports.t.group: 192.0.2.1 is not a multicast address"),
+        ("{type: multicast, key: k, group: '239.1.1.1:5390', hops: 256}", "62: transports.t.hops: is above 255"),
+        ("{type: mqtt, key: k}", "2: transports.t: `url` is required: mqtt://HOST:PORT of the broker"),
+        ("{type: mqtt, key: k, url: 'http://h'}",
+         "31: transports.t.url: 'http://h' is not of the form mqtt://HOST:PORT or mqtts://"),
+        ("{type: mqtt, key: k, url: 'mqtt://u:p@h'}",
+         "31: transports.t.url: holds a password; write it into a file and name it in `password`"),
+        ("{type: mqtt, key: k, url: 'mqtts://h'}",
+         "2: transports.t: mqtts needs `tls`: at least the `ca` that signs the broker's certificate"),
+        ("{type: mqtt, key: k, url: 'mqtt://h', password: p}",
+         "53: transports.t.password: must be `file:PATH` or `env:VAR`"),
+        ("{type: mqtt, key: k, url: 'mqtt://h', qos: 2}", "48: transports.t.qos: is above 1"),
+        ("{type: zeromq, key: k}", "2: transports.t: zeromq needs `bind`, `connect` or both"),
+        ("{type: tcp, listen: '[::1]:1'}", "2: transports.t: `tls` is required; on loopback `insecure: true` does without"),
+        ("{type: tcp, insecure: true, listen: '192.0.2.1:1'}",
+         "41: transports.t.listen: is beyond loopback, where cleartext is never allowed: needs `tls`"),
+        ("{type: tcp, insecure: true, peers: ['[2001:db8::1]:1']}",
+         "41: transports.t.peers.0: is beyond loopback, where cleartext is never allowed: needs `tls`"),
+        ("{type: tcp, key: k, insecure: true, listen: '[::1]:1'}",
+         "22: transports.t.key: codec cdns signs nothing: the certificates of `tls` say who speaks"),
+        ("{type: tcp, insecure: true}", "2: transports.t: tcp needs `listen`, `peers` or both"),
+        ("{type: quic, listen: '[::1]:1'}", "2: transports.t: quic needs `tls`"),
+        ("{type: tcp, listen: '[::1]:1', tls: {ca: /nonexistent, peers: [a]}}",
+         "41: transports.t.tls: `cert` and `key` are required: both ends show a certificate"),
+        ("{type: tcp, listen: '[::1]:1', tls: {ca: /x, cert: /x, key: /x}}",
+         "41: transports.t.tls: `peers` is required: the names of the certificates that are let in"),
         ("{type: udp, key: k, listen: '[::]:1', peers_onyl: 1}",
          "43: transports.t.peers_onyl: unknown key (did you mean peers_only?)"),
         ("{type: udp, key: k, listen: '[::]:1', socket_buffer: 1}", "58: transports.t.socket_buffer: is below 65536"),
         ("{type: udp, key: k, listen: '[::]:1', accept: {evidense: x}}",
          "52: transports.t.accept.evidense: unknown key (did you mean evidence?)"),
-        ("{type: mqtt, key: k}", "12: transports.t.type: mqtt is not available in this version"),
         ("{type: upd, key: k}", "12: transports.t.type: no transport 'upd' is installed (did you mean udp?)"),
         ("{type: U P, key: k}", "12: transports.t.type: 'U P' is not the type of a transport"),
         ("{key: k}", "2: transports.t.type: is required"),
@@ -234,7 +267,7 @@ def test_each_mistake_with_its_place(text: str, expected: str) -> None:
     ],
 )  # fmt: skip
 def test_each_mistake_of_a_transport(entry: str, expected: str) -> None:
-    found = problems(f"node: a\n{KEY}transports:\n t: {entry}\n", transport_types=("udp",))
+    found = problems(f"node: a\n{KEY}transports:\n t: {entry}\n", transport_types=tuple(OPTIONS))
     assert f"f:4:{expected}" in found
 
 
