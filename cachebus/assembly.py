@@ -162,7 +162,7 @@ def make_codec(config: Config, name: str, *, start: float | None) -> DnsCodec:
             key=keys[0],
             more_keys=tuple(keys[1:]),
             question=QuestionMode(transport.question.value),
-            max_message=transport.max_message,
+            max_message=transport.longest,
             max_ttl=config.share.max_ttl,
             infrastructure=config.share.infrastructure,
             accept=levels(transport.accept.minimum_evidence),

@@ -96,6 +96,10 @@ class DnsCodec:
         self._verifier.inherit(previous._verifier)
         self._peers = previous._peers
 
+    def tick(self, monotonic: float) -> None:
+        """Say what a clock shows that nobody sets, in seconds, about once a second: `Verifier.tick`."""
+        self._verifier.tick(monotonic)
+
     def hello(self, now: float) -> None:
         """None: the draft knows no message without answers."""
 

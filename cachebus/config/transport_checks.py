@@ -94,16 +94,16 @@ class TransportChecker:
                 report(
                     (*place, "codec"), "cdns has no signature: it needs tcp or quic, whose certificates say who speaks"
                 )
-            for key, given in (("key", transport.key is not None), ("keys", bool(transport.keys))):
+            for name, given in (("key", transport.key is not None), ("keys", bool(transport.keys))):
                 if given:
-                    report((*place, key), "codec cdns signs nothing: the certificates of `tls` say who speaks")
+                    report((*place, name), "codec cdns signs nothing: the certificates of `tls` say who speaks")
             return
         for index, name in enumerate(transport.keys):
             self._key_name((*place, "keys", index), name)
         if transport.key is not None:
             self._key_name((*place, "key"), transport.key)
-            key = self._config.keys.get(transport.key)
-            if key is not None and key.origins is not None and self._config.node not in key.origins:
+            own = self._config.keys.get(transport.key)
+            if own is not None and own.origins is not None and self._config.node not in own.origins:
                 self._tools.warn((*place, "key"), f"its `origins` do not have {self._config.node}, which signs with it")
         elif transport.peers or not transport.keys:
             report(place, "`key` is required: everything on the bus is signed")
