@@ -134,6 +134,12 @@ class Refusal(Enum):
     """The identical message again; no alarm."""
     OWN_MESSAGE = "own-message"
     """Our own message came back."""
+    OLD_STREAM = "old-stream"
+    """Of a stream that its origin ended when it started anew."""
+    WRONG_CLUSTER = "wrong-cluster"
+    """Meant for another cluster."""
+    WRONG_ORIGIN = "wrong-origin"
+    """The key or certificate is not bound to the origin that the message names."""
     # Filling
     LOCAL_DATA_LIVE = "local-data-live"
     """Live local data of better or equal rank is never replaced."""
