@@ -1,0 +1,207 @@
+"""The certificates of links between nodes: read, watched, and matched against the configured peers.
+
+Decides what TLS such a link speaks (1.3 only, certificates on both sides, no resumption), when files have changed, and
+whose certificate one is. Knows no transport. No text of an error or log line holds anything of a private key.
+
+Resumption is off because a resumed session skips what this is for: the peer's certificate is not looked at again, so
+one that has expired, or whose authority is no longer trusted, would go on working.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import ssl
+import stat
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+
+from cachebus.errors import ConfigError, TransportError
+from cachebus.ports import TlsMaterial
+
+MAX_FILE = 1024 * 1024
+"""Bytes of one file: hundreds of certificates; more is surely the wrong file."""
+_SHOWN_NAMES = 3
+"""Names of a refused certificate that are repeated: enough to find it."""
+_SHOWN_LENGTH = 64
+"""Characters of each."""
+_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*", re.ASCII)
+
+_log = logging.getLogger(__name__)
+
+_Signature = tuple[tuple[int, ...] | None, ...]
+"""Of each file: what changes when it is written or replaced; None where it cannot be looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+    material: TlsMaterial = field(repr=False)
+    expires: float
+
+
+class CertificateFiles:
+    """A `ports.Tls` over three PEM files: our certificate (with its chain), its private key, and the authorities.
+
+    The files are looked at whenever a context is asked for, which is once per connection: those that come after a
+    change use the new ones, those that stand stay. New files that cannot be used leave the old in use and are told of
+    once, so a certificate and its key may be replaced one after the other.
+    """
+
+    def __init__(
+        self, *, cert: Path, key: Path, ca: Path, peers: Iterable[str], clock: Callable[[], float] = time.time
+    ) -> None:
+        """`peers`: names of the peers, as dNSName stands in the subjectAltName of their certificates (RFC 5280).
+
+        Raises `ConfigError` when a file cannot be used, the key is open to others, or a name is none.
+        """
+        self._cert, self._key, self._ca = cert, key, ca
+        self._peers = frozenset(_peer_name(peer) for peer in peers)
+        if not self._peers:
+            raise ConfigError("tls.peers: is empty, so nobody could connect")
+        self._clock = clock
+        self._signature = self._look()
+        self._loaded = self._load()
+
+    def __repr__(self) -> str:
+        """The files' names only."""
+        return f"CertificateFiles(cert={str(self._cert)!r}, key={str(self._key)!r}, ca={str(self._ca)!r})"
+
+    @property
+    def expires(self) -> float:
+        """When our certificate ends to be valid, in seconds since the epoch."""
+        return self._current().expires
+
+    def server_context(self) -> ssl.SSLContext:
+        """For what connects to us: TLS 1.3, and a certificate is demanded. Shared: change nothing about it."""
+        return self._current().server
+
+    def client_context(self) -> ssl.SSLContext:
+        """For what we connect to: TLS 1.3, and our certificate is shown. Shared: change nothing about it.
+
+        It does not compare names: ask `identify` for the peer's once the connection stands.
+        """
+        return self._current().client
+
+    def material(self) -> TlsMaterial:
+        """What both contexts are made of."""
+        return self._current().material
+
+    def identify(self, certificate: bytes | None) -> str:
+        """The configured name that is a dNSName of this certificate (DER): equal but for case, wildcards excluded.
+
+        Raises `TransportError` when there is none. Whether an authority of ours issued it is the handshake's question.
+        """
+        if certificate is None:
+            raise TransportError("no certificate was shown")
+        try:
+            parsed = x509.load_der_x509_certificate(certificate)
+            extension = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+            names = extension.value.get_values_for_type(x509.DNSName)
+        except x509.ExtensionNotFound:
+            raise TransportError("the certificate has no subjectAltName") from None
+        except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+            raise TransportError("the certificate cannot be read") from None
+        for name in names:
+            if (plain := name.lower().removesuffix(".")) in self._peers:
+                return plain
+        shown = ", ".join(repr(name[:_SHOWN_LENGTH]) for name in names[:_SHOWN_NAMES]) or "no name"
+        raise TransportError(f"the certificate is for {shown}, which is no configured peer")
+
+    def _current(self) -> _Loaded:
+        signature = self._look()
+        if signature != self._signature:
+            self._signature = signature
+            try:
+                self._loaded = self._load()
+            except ConfigError as error:
+                _log.error("tls: %s; the files read before stay in use", error)
+            else:
+                _log.info("tls: %s, %s and %s were read again", self._cert, self._key, self._ca)
+        return self._loaded
+
+    def _look(self) -> _Signature:
+        return tuple(_state(path) for path in (self._cert, self._key, self._ca))
+
+    def _load(self) -> _Loaded:
+        material = TlsMaterial(
+            certificate=_read(self._cert), key=_read(self._key, private=True), authorities=_read(self._ca)
+        )
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        client.check_hostname = False  # peers are known by the names of their certificates, not by where they are
+        server.num_tickets = 0
+        for context in (server, client):
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.options |= ssl.OP_NO_TICKET
+            self._fill(context, material)
+        return _Loaded(server, client, material, self._validity(material))
+
+    def _fill(self, context: ssl.SSLContext, material: TlsMaterial) -> None:
+        try:
+            context.load_verify_locations(cadata=material.authorities.decode("ascii"))
+        except (ssl.SSLError, ValueError):
+            raise ConfigError(f"{self._ca}: holds no certificate of an authority in PEM") from None
+        try:
+            context.load_cert_chain(self._cert, self._key, password=_no_password)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or (error.strerror if isinstance(error, OSError) else str(error))
+            raise ConfigError(f"{self._cert} with {self._key}: cannot be used: {reason}") from None
+
+    def _validity(self, material: TlsMaterial) -> float:
+        """When our certificate ends; warns when that, or its beginning, makes it useless now."""
+        try:
+            certificate = x509.load_pem_x509_certificate(material.certificate)
+        except ValueError:
+            raise ConfigError(f"{self._cert}: holds no certificate in PEM") from None
+        begin, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+        if self._clock() > end:
+            _log.warning("tls: the certificate in %s has expired: peers will refuse it", self._cert)
+        elif self._clock() < begin:
+            _log.warning("tls: the certificate in %s is not valid yet: peers will refuse it", self._cert)
+        return end
+
+
+def _peer_name(text: str) -> str:
+    plain = text.lower().removesuffix(".")
+    if not _NAME.fullmatch(plain) or len(plain) > 253:
+        raise ConfigError(f"tls.peers: {text!r} is not a host name")
+    return plain
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _read(path: Path, *, private: bool = False) -> bytes:
+    try:
+        # Not blocking: a FIFO in the file's place must not hang the node.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ConfigError(f"{path}: {reason or 'is not a usable path'}") from None
+    with os.fdopen(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise ConfigError(f"{path}: is not a regular file")
+        if private and mode & stat.S_IRWXO:
+            raise ConfigError(f"{path}: mode {stat.S_IMODE(mode):04o} lets others read it; run: chmod 600 {path}")
+        data = file.read(MAX_FILE + 1)
+    if len(data) > MAX_FILE:
+        raise ConfigError(f"{path}: is longer than {MAX_FILE} bytes")
+    return data
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted")  # else OpenSSL asks on the terminal
