@@ -6,6 +6,7 @@ Decides who gets which path. Knows of the node only what `NodeView` shows; chang
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import stat
@@ -36,6 +37,7 @@ SHUTDOWN_TIME = 1.0
 KEEPALIVE = 15.0
 """Seconds an idle connection stays open: longer than nothing, shorter than a scrape interval's worth of them."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_log = logging.getLogger(__name__)
 
 
 class AdminServer:
@@ -56,6 +58,7 @@ class AdminServer:
         self._sockets: list[socket.socket] = []
         self._inode: tuple[int, int] | None = None
         self._requests = 0
+        self._errors = _ErrorLog(_log, {})
 
     async def __aenter__(self) -> Self:
         try:
@@ -84,8 +87,8 @@ class AdminServer:
         return None
 
     def statistics(self) -> Mapping[str, int]:
-        """Requests answered."""
-        return {"requests": self._requests}
+        """Requests answered, and connections that were refused because they spoke no HTTP."""
+        return {"requests": self._requests, "malformed": self._errors.malformed}
 
     async def _close(self) -> None:
         servers, self._servers = self._servers, []
@@ -114,6 +117,7 @@ class AdminServer:
         runner = web.AppRunner(
             application,
             access_log=None,
+            logger=self._errors,
             shutdown_timeout=SHUTDOWN_TIME,
             keepalive_timeout=KEEPALIVE,
             handle_signals=False,
@@ -160,6 +164,21 @@ class AdminServer:
         except ValueError as error:
             return _json({"error": str(error)}, status=400)
         return _json(list(ask(qname, qtype, self._clock())))
+
+
+class _ErrorLog(logging.LoggerAdapter[logging.Logger]):
+    """Where aiohttp reports errors: ours are logged, a client's malformed bytes are counted. It would give each of them
+    a traceback, and so anybody who reaches the port the log."""
+
+    malformed = 0
+
+    def log(self, level: int, msg: object, *args: object, **more: Any) -> None:
+        from aiohttp.http_exceptions import HttpProcessingError
+
+        if isinstance(more.get("exc_info"), HttpProcessingError):
+            self.malformed += 1
+        else:
+            super().log(level, msg, *args, **more)
 
 
 class _Gate:

@@ -51,7 +51,7 @@ def answer_records(wire: bytes) -> Data | None:
     if message.opcode() != 0:
         return None
     return {
-        (rrset.name.to_wire().lower(), int(rrset.rdtype), (rdata.to_wire() or b"").lower())
+        (_wire(rrset.name).lower(), int(rrset.rdtype), (rdata.to_wire() or b"").lower())
         for rrset in message.answer
         if rrset.rdclass == dns.rdataclass.IN and int(rrset.rdtype) in COMPARED
         for rdata in rrset
@@ -64,13 +64,13 @@ def name_at(wire: bytes, position: int) -> tuple[bytes, int] | None:
         name, used = dns.name.from_wire(wire, position)
     except (*_ERRORS, IndexError):
         return None
-    return name.to_wire(), position + used
+    return _wire(name), position + used
 
 
 def name_of(text: str) -> bytes | None:
     """The wire form of a presentation name, in lower case."""
     try:
-        return dns.name.from_text(text).to_wire().lower()
+        return _wire(dns.name.from_text(text)).lower()
     except (*_ERRORS, IndexError):
         return None
 
@@ -83,14 +83,14 @@ def type_of(text: str) -> int | None:
         return None
 
 
-def rrsig_of(rdata: bytes) -> RRSIG | None:
-    """An RRSIG."""
+def rrsig_of(rdata: bytes) -> tuple[int, int, int, bytes] | None:
+    """Labels, original TTL, key tag and signer of an RRSIG, the last in lower case."""
     try:
         found = dns.rdata.from_wire(dns.rdataclass.IN, dns.rdatatype.RRSIG, rdata, 0, len(rdata))
     except _ERRORS:
         return None
     assert isinstance(found, RRSIG)
-    return found
+    return found.labels, found.original_ttl, found.key_tag, _wire(found.signer).lower()
 
 
 def hints_of(rdata: bytes) -> list[str] | None:
@@ -102,3 +102,7 @@ def hints_of(rdata: bytes) -> list[str] | None:
     assert isinstance(found, SVCBBase)
     hints = [found.params.get(key) for key in (ParamKey.IPV4HINT, ParamKey.IPV6HINT)]
     return [str(address) for hint in hints if hint is not None for address in hint.addresses]
+
+
+def _wire(name: dns.name.Name) -> bytes:
+    return name.to_wire() or b""

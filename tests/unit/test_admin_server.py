@@ -81,7 +81,7 @@ async def test_the_unix_socket_has_everything(tmp_path: Path) -> None:
         status, kind, body = await get(path, "/metrics")
         assert (status, kind, body) == (200, "text/plain; version=0.0.4; charset=utf-8", view.metrics())
         assert (await get(path, "/healthz"))[::2] == (200, b"ok\n")
-        assert admin.statistics() == {"requests": 5}
+        assert admin.statistics() == {"requests": 5, "malformed": 0}
         assert admin.http_port is None
 
 
@@ -260,3 +260,40 @@ async def test_connections_are_bounded_and_a_closed_one_makes_room(
         for _, writer in held[1:]:
             writer.close()
             await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /v1/lookup?name=\x01 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /healthz H\xd4TP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\0\x01\0\r\n\r\n",
+        b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_is_refused_and_counted_and_not_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, wrong: bytes
+) -> None:
+    path = tmp_path / "api.sock"
+    async with server(path) as admin:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(wrong)
+        async with asyncio.timeout(5):
+            reply = await reader.read()
+        writer.close()
+        assert reply.startswith((b"HTTP/1.0 400 ", b"HTTP/1.1 400 "))
+        assert admin.statistics() == {"requests": 0, "malformed": 1}
+        assert not caplog.records
+
+
+async def test_an_error_of_ours_is_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(View):
+        def metrics(self) -> bytes:
+            raise LookupError("a part is missing")
+
+    path = tmp_path / "api.sock"
+    async with AdminServer(Broken(), ManualClock(100.0), path=str(path)) as admin:
+        assert (await get(path, "/metrics"))[0] == 500
+        assert admin.statistics()["malformed"] == 0
+        assert "a part is missing" in caplog.text
