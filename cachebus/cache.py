@@ -34,7 +34,7 @@ from cachebus.entry import (
 )
 from cachebus.wire import rrtypes
 from cachebus.wire.message import NOERROR, NXDOMAIN, cname_target, pack
-from cachebus.wire.name import ancestors
+from cachebus.wire.name import ancestors, is_at_or_below
 
 MAX_ENTRIES = 1_000_000
 """RRsets; about 250 MB with ordinary answers."""
@@ -419,7 +419,7 @@ class Cache:
         now_ms = int(now * 1000)
         self._forget_flushes(now_ms)
         self._flushes[name] = (now_ms, subtree or (name in self._flushes and self._flushes[name][1]))
-        return self._remove(lambda key: key[:-2] == name or (subtree and _below(key[:-2], name)))
+        return self._remove(lambda key: key[:-2] == name or (subtree and is_at_or_below(key[:-2], name)))
 
     def flush_all(self, now: float) -> int:
         """Forget everything, and what is still on its way."""
@@ -513,7 +513,3 @@ def _end(rcode: int, chain: list[Cached], name: bytes, found: Cached) -> Lookup:
     """A negative end of a chain."""
     soa = found.rrset if found.rrset.rrs else None
     return Lookup(rcode, tuple(chain), complete=True, target=name, soa=soa)
-
-
-def _below(name: bytes, ancestor: bytes) -> bool:
-    return name.endswith(ancestor) and ancestor in ancestors(name)
