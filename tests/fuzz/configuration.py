@@ -188,6 +188,8 @@ class ConfigTarget(_YamlTarget):
     parts = (
         Part("cachebus/config/loader.py", without=("load", "admin_socket", "_read", "_file_problem")),
         Part("cachebus/config/checks.py"),
+        Part("cachebus/config/transport_checks.py"),
+        Part("cachebus/config/tools.py"),
     )
     cost = 10
 
