@@ -1,10 +1,10 @@
-"""Compiles the hot modules with mypyc into the wheel, where a C compiler is at hand.
+"""The build hook of hatchling: compiles the hot modules with mypyc into the wheel, where a C compiler is at hand.
 
-Decides whether to compile, and how; which modules are hot, and why, is in pyproject.toml. Knows nothing of what they do:
-every module stays in the wheel as source too, and the package is whole without a compiled one. Sources are copied and
-built in a temporary directory, so that nothing is left in the source tree.
+Decides whether to compile, and how; pyproject.toml lists the modules. Knows nothing of what they do: each stays in the
+wheel as source too, and the package is whole without a compiled one. What is built is built in a temporary directory,
+from copies, so that nothing is left in the source tree.
 
-The environment variable CACHEBUS_COMPILE says what the builder wants, see `Wish`. An editable install is never compiled:
+The environment variable CACHEBUS_COMPILE says what is wanted, see `Wish`. An editable install is never compiled: there
 developers see their edits.
 """
 
@@ -26,9 +26,9 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 VARIABLE = "CACHEBUS_COMPILE"
 REQUIRES = ["mypy>=2.4,<3", "setuptools>=77"]
-"""Fetched only where something will be compiled. The range of mypy is that of the `test` extra: what was type-checked."""
+"""Fetched only where something will be compiled. The range of mypy is that of the `test` extra."""
 TIMEOUT = 600
-"""Seconds: twenty times what it takes on a small machine; a hang ends in the pure wheel, not in silence."""
+"""Seconds: ten times what it takes on a small machine; a compiler that hangs does not stop an installation."""
 PACKAGE = "cachebus"
 SETUP = """\
 from mypyc.build import mypycify
@@ -39,7 +39,7 @@ OPTIONS = ["--config-file=", "--cache-dir={cache}", "--ignore-missing-imports", 
 setup(
     name="{package}",
     packages=[],
-    ext_modules=mypycify([*OPTIONS, *{modules!r}], opt_level="3", debug_level="0", group_name="{package}"),
+    ext_modules=mypycify([*OPTIONS, *{modules!r}], opt_level="2", debug_level="0", group_name="{package}"),
 )
 """
 
@@ -55,7 +55,7 @@ class Wish(Enum):
     """Build the pure wheel."""
 
 
-class CannotCompile(Exception):
+class CannotCompileError(Exception):
     """Its text says why, in one line."""
 
 
@@ -74,41 +74,39 @@ def obstacle() -> str | None:
         return "mypyc compiles for CPython only"
     command = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     if not command or shutil.which(command[0]) is None:
-        return f"no C compiler ({' '.join(command)})"
+        return f"there is no C compiler {' '.join(command)} (Debian: the package gcc)"
     if not any(Path(sysconfig.get_path(kind), "Python.h").is_file() for kind in ("include", "platinclude")):
-        return "no Python.h (Debian: the package python3-dev)"
+        return "there is no Python.h (Debian: the package python3-dev)"
     return None
 
 
 def compile_modules(root: Path, modules: Sequence[str], scratch: Path) -> list[Path]:
     """Compile `modules` (paths below `root`) in `scratch`; the extension modules, below the directory `lib` there.
 
-    Raises `CannotCompile`.
+    Raises `CannotCompileError`.
     """
+    if reason := obstacle():
+        raise CannotCompileError(reason)
     source, built = scratch / "source", scratch / "lib"
     shutil.copytree(root / PACKAGE, source / PACKAGE, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     text = SETUP.format(package=PACKAGE, cache=scratch / "cache", modules=list(modules))
     (source / "setup.py").write_text(text)
     command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", built, "--build-temp", scratch / "objects"]
-    try:
-        subprocess.run(
-            command,
-            cwd=source,
-            check=True,
-            timeout=TIMEOUT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-    except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stdout.splitlines() if line.strip()]
-        raise CannotCompile(lines[-1].strip() if lines else f"exit code {error.returncode}") from error
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CannotCompile(str(error)) from error
+    with (scratch / "log").open("w+") as log:
+        try:
+            subprocess.run(command, cwd=source, check=True, timeout=TIMEOUT, stdout=log, stderr=log)  # noqa: S603
+        except (OSError, subprocess.SubprocessError) as error:
+            log.seek(0)
+            raise CannotCompileError(_last_line(log.read()) or str(error)) from error
     found = sorted(built.rglob(f"*{sysconfig.get_config_var('EXT_SUFFIX')}"))
     if len(found) != len(modules) + 1:  # one for each, and the library that holds the code of all
-        raise CannotCompile(f"{len(found)} extension modules of {len(modules) + 1} were made")
+        raise CannotCompileError(f"{len(found)} extension modules of {len(modules) + 1} were made")
     return found
+
+
+def _last_line(text: str) -> str:
+    """The last line that says something: of a traceback and of a compiler's messages it is the one that tells most."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 class HotModules(BuildHookInterface[Any]):
@@ -129,10 +127,8 @@ class HotModules(BuildHookInterface[Any]):
         self._scratch = TemporaryDirectory(prefix="cachebus-build-")
         scratch = Path(self._scratch.name)
         try:
-            if reason := obstacle():
-                raise CannotCompile(reason)
             found = compile_modules(Path(self.root), self.config["modules"], scratch)
-        except CannotCompile as error:
+        except CannotCompileError as error:
             if wanted is Wish.MUST:
                 raise
             self.app.display_warning(f"cachebus: not compiled, built as pure Python: {error}")

@@ -16,6 +16,7 @@ import click
 from cachebus.cli.bench_peers import Job, Row
 from cachebus.cli.bench_run import Measured, measure
 from cachebus.cli.common import json_option, print_json
+from cachebus.cli.version import compiled
 from cachebus.registry import load_transport
 
 CODECS = {"udp": "dns"}
@@ -75,6 +76,7 @@ def shape(transport: str, measured: Measured) -> dict[str, Any]:
     return {
         "transport": transport,
         "codec": CODECS[transport],
+        "compiled": compiled(),
         "answers_per_second": round(measured.flood.datagrams / seconds) if seconds else 0,
         "send_cpu_us": round(own_send, 2),
         "receive_cpu_us": round(own_receive, 2),
@@ -112,7 +114,8 @@ def table(result: dict[str, Any]) -> str:
             f"{result['receive_times_less_than_dnspython']:.1f} x",
         ),
     ]
-    lines = [f"{result['transport']} with codec {result['codec']}, CPU microseconds per answer"]
+    build = "compiled" if result["compiled"] else "pure Python"
+    lines = [f"{result['transport']} with codec {result['codec']}, {build}, CPU microseconds per answer"]
     lines += [f"  {name:16}{send:>10}{receive:>10}" for name, send, receive in rows]
     lines += [
         f"  bytes per answer      {result['bytes_per_answer']:.1f}",

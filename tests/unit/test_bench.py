@@ -22,6 +22,7 @@ from cachebus.cli.bench_peers import ALGORITHM, KEY_NAME, Job, Order, Received, 
 from cachebus.cli.bench_rows import Dnspython, Floor
 from cachebus.cli.bench_run import BenchError, Figures, Measured
 from cachebus.cli.bench_trace import trace
+from cachebus.cli.version import compiled
 from cachebus.codecs.dns import DnsCodec, DnsCodecSettings
 from cachebus.errors import ConfigError
 from cachebus.filters.policy import Policy, PolicySettings
@@ -148,6 +149,7 @@ class TestFigures:
         assert shape("udp", MEASURED) == {
             "transport": "udp",
             "codec": "dns",
+            "compiled": compiled(),
             "answers_per_second": 10000,
             "send_cpu_us": 10.0,
             "receive_cpu_us": 6.0,

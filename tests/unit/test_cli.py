@@ -117,7 +117,7 @@ def test_a_closed_pipe_ends_quietly() -> None:
 def test_python_dash_m_is_the_command() -> None:
     done = run("version", "--json")
     assert done.returncode == 0
-    assert sorted(json.loads(done.stdout)) == ["platform", "python", "version"]
+    assert sorted(json.loads(done.stdout)) == ["compiled", "platform", "python", "version"]
     assert run("nope").returncode == 2
 
 
