@@ -23,6 +23,8 @@ mosquitto          mosquitto
 ejabberdctl        ejabberd
 nats-server        nats-server
 module:unboundmodule  python3-unbound
+gcc                gcc
+header:Python.h    python3-dev
 '
 
 PATH=$PATH:/usr/sbin:/sbin
@@ -33,6 +35,7 @@ there() { # is what this line of the table asks for installed?
     case $1 in
         # Asked of Debian's own Python: Unbound embeds that one, whatever Python runs the tests.
         module:*) [ -e "/usr/lib/python3/dist-packages/${1#module:}.py" ] ;;
+        header:*) [ -e "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/${1#header:}" ] ;;
         *) command -v "$1" >/dev/null ;;
     esac
 }
