@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
 from cachebus.answer import Evidence
-from cachebus.cache import Cache
 from cachebus.codecs.dns import DnsCodec, DnsCodecSettings, QuestionMode
-from cachebus.config import Config, models
+from cachebus.config import Config, models, transports
 from cachebus.errors import ConfigError, FrameError
 from cachebus.filters.noise import Noise, NoiseSettings
 from cachebus.filters.policy import Policy, PolicySettings
@@ -23,7 +22,7 @@ from cachebus.ports import Clock, Receive, Sink, Source, Transport, TransportSet
 from cachebus.registry import load_transport
 from cachebus.shim.settings import LOOPBACK, ShimSettings, UpstreamSettings
 from cachebus.sinks.callback import CallbackSink
-from cachebus.sinks.unbound import DEFAULT_RATE, UnboundSink
+from cachebus.sinks.unbound import DEFAULT_RATE, Refill, UnboundSink
 from cachebus.sinks.unbound_control import ControlTls
 from cachebus.sources.access import ListenSettings, server_context
 from cachebus.sources.file import FileSettings, FileSource, Format, recognise
@@ -105,18 +104,27 @@ def make_intake(
     *,
     on_held: OnHeld,
     is_filled: IsFilled | None,
+    previous: DnstapJudge | DirectJudge | None = None,
 ) -> Intake:
-    """One source with its judge. `on_answers` gives what the source calls for each frame."""
+    """One source with its judge. `on_answers` gives what the source calls for each frame.
+
+    `previous`: the judge of that source until now. It goes on, with the evidence that waits, where its rules are the
+    same; under other rules all evidence is gathered anew.
+    """
     source = config.sources[name]
     settings = make_judge_settings(config, name, source)
+    kind = _format(source) if isinstance(source, models.FileSource) else None
     judge: DnstapJudge | DirectJudge
-    if isinstance(source, models.FileSource):
-        kind = _format(source)
-        dnstap = kind is Format.DNSTAP
-        judge = DnstapJudge(settings, on_held=on_held, is_filled=is_filled) if dnstap else DirectJudge(settings)
-        return Intake(
-            name, FileSource(FileSettings(name=name, path=source.path, format=kind), on_answers(judge), clock), judge
-        )
+    if isinstance(source, models.DnstapSource) or kind is Format.DNSTAP:
+        judge = DnstapJudge(settings, on_held=on_held, is_filled=is_filled)
+    else:
+        judge = DirectJudge(settings)
+    if previous is not None and judge.judges_as(previous):
+        judge = previous
+    if isinstance(source, models.FileSource) and kind is not None:
+        file = FileSettings(name=name, path=source.path, format=kind)
+        return Intake(name, FileSource(file, on_answers(judge), clock), judge)
+    assert not isinstance(source, models.FileSource)
     listen = ListenSettings(
         name=name,
         listen=source.listen,
@@ -125,9 +133,7 @@ def make_intake(
         tls=None if source.tls is None else server_context(source.tls.cert, source.tls.key, source.tls.ca),
     )
     if isinstance(source, models.DnstapSource):
-        judge = DnstapJudge(settings, on_held=on_held, is_filled=is_filled)
         return Intake(name, DnstapSource(listen, on_answers(judge), clock), judge)
-    judge = DirectJudge(settings)
     return Intake(name, StreamSource(listen, on_answers(judge), clock), judge)
 
 
@@ -186,12 +192,12 @@ def make_transport(config: Config, name: str, receive: Receive) -> Transport:
     return load_transport(transport.type)(settings, receive)
 
 
-def sends(transport: models.Transport) -> bool:
+def sends(transport: transports.Transport) -> bool:
     """Whether a transport has a key to sign with and somebody to send to."""
     return transport.key is not None and bool(transport.peers or transport.type != "udp")
 
 
-def make_sink(name: str, sink: models.Sink, *, cache: Cache, holdings: Holdings, clock: Clock) -> Sink | None:
+def make_sink(name: str, sink: models.Sink, *, refill: Refill, holdings: Holdings, clock: Clock) -> Sink | None:
     """One sink; None for the node's own cache, which needs no part."""
     match sink:
         case models.UnboundSink():
@@ -203,7 +209,7 @@ def make_sink(name: str, sink: models.Sink, *, cache: Cache, holdings: Holdings,
                 control=str(sink.control),
                 clock=clock,
                 holdings=holdings,
-                refill=cache.answers,
+                refill=refill,
                 tls=tls,
                 rate=sink.rate or DEFAULT_RATE,
             )

@@ -23,6 +23,7 @@ from cachebus.entry import (
     LOCAL_RANK,
     MIDDLE,
     NEGATIVE,
+    USED,
     VALIDATING,
     Cached,
     Lookup,
@@ -32,6 +33,7 @@ from cachebus.entry import (
     same_records,
     value_signatures,
 )
+from cachebus.flushes import Flushes
 from cachebus.wire import rrtypes
 from cachebus.wire.message import NOERROR, NXDOMAIN, cname_target, pack
 from cachebus.wire.name import ancestors, is_at_or_below
@@ -43,15 +45,16 @@ MAX_NEGATIVE_TTL = 3600
 """Seconds a negative answer is kept at most (RFC 2308 section 5 recommends one to three hours)."""
 MAX_CHAIN = 11
 """CNAMEs followed for one question, as the validator's limit."""
-MAX_FLUSHES = 10_000
-"""Names whose last flush is remembered, each for `FLUSH_MEMORY`."""
-FLUSH_MEMORY = 600
-"""Seconds: nothing older than twice the largest fudge is accepted from the bus."""
 MAX_SOURCES = 60_000
 """Different (origin, transport, signer) that provenance tells apart; further ones are shown as unknown."""
 SPREAD = 100
 """Thousandths of a TTL by which bus data is shortened at most (trust rules 6.8). How much is a hash of node and name:
 a cluster's copies expire one after the other, and the first to ask again refreshes them all."""
+
+SLICE = 512
+"""Entries that `Cache.slices` looks at in one step: about a millisecond."""
+MAX_LATE = 100_000
+"""Entries first used while somebody reads the cache's content, remembered to be given at the end; 10 MB at most."""
 
 _ENTRY_OVERHEAD = 160
 """Bytes counted per entry beside key and value bytes: two objects' headers and the dict's share."""
@@ -111,12 +114,12 @@ class Cache:
         self._generation_bytes = max(1, max_bytes // shards // 2)
         self._sources: dict[tuple[str, str, str], int] = {("unknown", "", ""): 0}
         self._source_list: list[tuple[str, str, str]] = [("unknown", "", "")]
-        self._flushes: dict[bytes, tuple[int, bool]] = {}
-        self._flushed_all = 0
+        self._flushes = Flushes()
         self._negatives = False
         self._dnames = False
         self._alias_marks = bytearray(_MARKS + 1)
         self._next_sweep = 0
+        self._readers: list[dict[bytes, None]] = []
         self.generation = 0
         """Raised by every flush, so that work begun before it can see that it is late."""
         self.hits = self.misses = self.stored = self.renewed = self.evicted = self.expired = 0
@@ -193,7 +196,7 @@ class Cache:
             flags |= VALIDATING
         learned_ms = int(learned * 1000)
         middle = MIDDLE.pack(learned_ms, now_ms, rank, flags, self._source(origin, transport, signer))
-        wary = self._negatives or bool(self._flushes) or learned_ms <= self._flushed_all
+        wary = self._negatives or bool(self._flushes.names) or learned_ms <= self._flushes.all_before
         return _Came(bool(transport), rank, learned_ms, now_ms, SPREAD if transport else 1, middle, wary)
 
     def _put_other(self, rrset: RRset, came: _Came, key: bytes, expires_ms: int, checksum: int) -> Refusal | None:
@@ -202,7 +205,7 @@ class Cache:
         rank, now_ms = came.rank, came.now_ms
         if expires_ms <= now_ms:
             return Refusal.EXPIRED
-        if came.learned_ms <= self._flushed_all or (self._flushes and self._was_flushed(owner, came.learned_ms)):
+        if self._flushes.cover(owner, came.learned_ms):
             return Refusal.FLUSHED
         shard = self._shards[hash(key) & self._mask]
         old = shard.young.get(key) or shard.old.get(key)
@@ -223,9 +226,17 @@ class Cache:
             self._forget(owner + b"\0\0")  # a name that has data exists
         if rrtype == rrtypes.DNAME:
             self._dnames = True
-        self._store(shard, key, b"".join((EXPIRES.pack(expires_ms), came.middle, _TYPES[len(sigs)], rrs, sigs)))
+        value = b"".join((EXPIRES.pack(expires_ms), came.middle, _TYPES[len(sigs)], rrs, sigs))
+        self._store(shard, key, value if old is None else self._marked(key, value))
         self.stored += 1
         return None
+
+    def _marked(self, key: bytes, value: bytes) -> bytes:
+        """The entry as one that is used."""
+        for late in self._readers:
+            if len(late) < MAX_LATE:
+                late[key] = None
+        return value[:25] + bytes((value[25] | USED,)) + value[26:]
 
     def _settle(
         self, old: bytes, rank: int, rrset: RRset, learned_ms: int, expires_ms: int, shard: _Shard, key: bytes
@@ -244,7 +255,7 @@ class Cache:
         if expires_ms > old_expires and (old_local or rank >= old_rank) and same_records(old, sigs_length, rrset):
             expires_ms = cap_by_signatures(old, sigs_length, expires_ms)
             if expires_ms > old_expires:
-                self._store(shard, key, EXPIRES.pack(expires_ms) + old[8:])
+                self._store(shard, key, self._marked(key, EXPIRES.pack(expires_ms) + old[8:]))
                 self.renewed += 1
                 return True, None
         return True, Refusal.LOCAL_DATA_LIVE if old_local else Refusal.BETTER_KNOWN
@@ -323,7 +334,7 @@ class Cache:
         chain: list[Cached] = []
         name = qname
         for _ in range(MAX_CHAIN + 1):
-            found = self.get(name, qtype, now)
+            found = self._ask(name, qtype, now)
             if found is None and self._negatives:
                 found = self.get(name, 0, now)
                 if found is not None:
@@ -342,9 +353,20 @@ class Cache:
         self.misses += 1
         return Lookup(NOERROR, tuple(chain), complete=False, target=name) if chain else None
 
+    def _ask(self, owner: bytes, rrtype: int, now: float) -> Cached | None:
+        """`get` for somebody's question: the entry is marked as used."""
+        key = owner + _TYPES[rrtype]
+        value = self._live(key, int(now * 1000))
+        if value is None:
+            return None
+        if not value[25] & USED:
+            value = self._marked(key, value)
+            self._shards[hash(key) & self._mask].young[key] = value  # where `_live` has it, as long as before
+        return self._expand(owner, rrtype, value, now)
+
     def _links(self, name: bytes, now: float) -> tuple[Cached, ...]:
         """The CNAME at `name`, and the DNAME that yields it where one is known."""
-        alias = self.get(name, rrtypes.CNAME, now)
+        alias = self._ask(name, rrtypes.CNAME, now)
         if alias is not None and alias.negative:
             alias = None
         if self._dnames:
@@ -390,23 +412,56 @@ class Cache:
             origin, transport, signer, learned_ms / 1000, received_ms / 1000, expires_ms / 1000,
         )  # fmt: skip
 
-    def answers(self, now: float, *, bus_only: bool = True) -> Iterator[Answer]:
-        """What is held, each RRset as an answer of its own, the lately used first. Meant for refilling a sink.
+    def answers(self, now: float) -> Iterator[Answer]:
+        """What is held, as `slices` gives it, one by one. Between two of them, much may be looked at."""
+        for part in self.slices(now):
+            yield from part
 
-        The cache may change while this is read: each shard is copied as its turn comes.
+    def slices(self, now: float) -> Iterator[list[Answer]]:
+        """What is held at `now`, local and peers' data, each RRset as an answer of its own, the most popular first.
+
+        First what was asked for, or learned again, while it was held; then what came only once. No counts are kept: in
+        each of the two the order is by shard (a hash of the name), there the lately used generation first, as it came.
+        Negative entries, and names that are known to exist no more, are left out.
+
+        The cache may change while this is read, for as long as the reader likes: what stays is given at least once,
+        what comes may be. Each step looks at `SLICE` entries and may give none; an event loop's turn belongs between
+        two. Keeps the keys of one shard, and of `MAX_LATE` entries.
         """
+        late: dict[bytes, None] = {}
+        self._readers.append(late)
         now_bytes = int(now * 1000).to_bytes(8, "big")
-        for generation in ("young", "old"):
-            for shard in self._shards:
-                for key, value in list(getattr(shard, generation).items()):
-                    if value[:8] <= now_bytes or value[25] & NEGATIVE or (bus_only and value[25] & LOCAL):
-                        continue
-                    owner, rrtype = key[:-2], int.from_bytes(key[-2:], "big")
-                    cached = self._expand(owner, rrtype, value, now)
-                    yield Answer(
-                        owner, rrtype, (cached.rrset,), cached.evidence, cached.origin, now,
-                        cached.validating, cached.transport, cached.signer,
-                    )  # fmt: skip
+        try:
+            for used in (USED, 0):
+                for shard in self._shards:
+                    keys = [*shard.young, *shard.old]
+                    for start in range(0, len(keys), SLICE):
+                        yield self._slice(keys[start : start + SLICE], used, now, now_bytes)
+            keys = list(late)
+            for start in range(0, len(keys), SLICE):
+                yield self._slice(keys[start : start + SLICE], USED, now, now_bytes)
+        finally:
+            self._readers = [reader for reader in self._readers if reader is not late]
+
+    def _slice(self, keys: Iterable[bytes], used: int, now: float, now_bytes: bytes) -> list[Answer]:
+        found = []
+        for key in keys:
+            value, owner, rrtype = self._held(key), key[:-2], key[-2] << 8 | key[-1]
+            if value[:8] <= now_bytes or value[25] & (USED | NEGATIVE) != used:
+                continue
+            if self._negatives and self._held(owner + b"\0\0")[:8] > now_bytes:
+                continue
+            cached = self._expand(owner, rrtype, value, now)
+            found.append(Answer(
+                owner, rrtype, (cached.rrset,), cached.evidence, cached.origin, now,
+                cached.validating, cached.transport, cached.signer,
+            ))  # fmt: skip
+        return found
+
+    def _held(self, key: bytes) -> bytes:
+        """An entry, live or not, where it is; empty when there is none."""
+        shard = self._shards[hash(key) & self._mask]
+        return shard.young.get(key) or shard.old.get(key, b"")
 
     # What is taken out
 
@@ -416,16 +471,13 @@ class Cache:
         Gives the number of entries removed.
         """
         self.generation += 1
-        now_ms = int(now * 1000)
-        self._forget_flushes(now_ms)
-        self._flushes[name] = (now_ms, subtree or (name in self._flushes and self._flushes[name][1]))
+        self._flushes.note(name, int(now * 1000), subtree=subtree)
         return self._remove(lambda key: key[:-2] == name or (subtree and is_at_or_below(key[:-2], name)))
 
     def flush_all(self, now: float) -> int:
         """Forget everything, and what is still on its way."""
         self.generation += 1
-        self._flushed_all = int(now * 1000)
-        self._flushes.clear()
+        self._flushes.note_all(int(now * 1000))
         return self._remove(lambda key: True)
 
     def flush_key_tag(self, signer: bytes, key_tag: int, now: float) -> int:
@@ -437,8 +489,7 @@ class Cache:
                     if key_tags_of(value_signatures(value), signer) & {key_tag}:
                         condemned.add(key)
         for owner in {key[:-2] for key in condemned}:
-            self._forget_flushes(int(now * 1000))
-            self._flushes.setdefault(owner, (int(now * 1000), False))
+            self._flushes.note(owner, int(now * 1000))
         self.generation += 1
         return self._remove(lambda key: key in condemned)
 
@@ -451,22 +502,6 @@ class Cache:
                     setattr(shard, field, getattr(shard, field) - size)
                     removed += 1
         return removed
-
-    def _forget_flushes(self, now_ms: int) -> None:
-        if len(self._flushes) >= MAX_FLUSHES:
-            horizon = now_ms - FLUSH_MEMORY * 1000
-            self._flushes = {name: flush for name, flush in self._flushes.items() if flush[0] > horizon}
-        if len(self._flushes) >= MAX_FLUSHES:
-            # Too many to tell apart: take them all for one flush of everything still on its way.
-            self._flushed_all = now_ms
-            self._flushes.clear()
-
-    def _was_flushed(self, owner: bytes, learned_ms: int) -> bool:
-        for name in ancestors(owner):
-            flush = self._flushes.get(name)
-            if flush is not None and learned_ms <= flush[0] and (flush[1] or name == owner):
-                return True
-        return False
 
     def sweep(self, now: float, *, shards: int = 4) -> None:
         """Let go of what has expired in a few shards; called about once a second, it comes round in about a minute."""

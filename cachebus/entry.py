@@ -20,6 +20,8 @@ HEADER_SIZE = HEADER.size
 NEGATIVE = 0x01
 VALIDATING = 0x02
 LOCAL = 0x04
+USED = 0x08
+"""Asked for, or learned again, while it was held: more than half of all names are never asked for a second time."""
 
 
 class Rank(IntEnum):

@@ -12,7 +12,7 @@ import logging
 import resource
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from cachebus.cache import Cache
 from cachebus.codecs.dns import DnsCodec
 from cachebus.config import Config
 from cachebus.errors import CachebusError
+from cachebus.filters.noise import Noise
 from cachebus.filters.trust import DirectJudge, DnstapJudge
 from cachebus.history import History
 from cachebus.holdings import Holdings
@@ -68,9 +69,12 @@ class Parts:
         self.policy = assembly.make_policy(config.share)
         self._make_sinks()
         self._make_transports()
+        self.noise = assembly.make_noise(config.share, keep.started)
+        if keep.noise is not None:
+            self.noise.inherit(keep.noise)
         self.publisher = Publisher(
             policy=self.policy,
-            noise=assembly.make_noise(config.share, keep.started),
+            noise=self.noise,
             cache=keep.cache,
             outlets=[
                 Outlet(name, self.codecs[name], transport)
@@ -87,13 +91,14 @@ class Parts:
         is_filled = keep.filled if self.sinks or self.shim is not None else None
         for name in config.sources:
             self.intakes[name] = assembly.make_intake(
-                config, name, self._deliver_to, clock, on_held=keep.held, is_filled=is_filled
-            )
+                config, name, self._deliver_to, clock,
+                on_held=keep.held, is_filled=is_filled, previous=keep.judges.get(name),
+            )  # fmt: skip
 
     def _make_sinks(self) -> None:
         for name, sink in self._config.sinks.items():
             made = assembly.make_sink(
-                name, sink, cache=self._keep.cache, holdings=self._keep.holdings, clock=self._clock
+                name, sink, refill=self._keep.refill, holdings=self._keep.holdings, clock=self._clock
             )
             if made is not None:
                 self.sinks[name] = made
@@ -144,6 +149,8 @@ class Parts:
                 await stack.enter_async_context(intake.source)
             self._stack = stack.pop_all()
         self._keep.codecs = self.codecs
+        self._keep.noise = self.noise
+        self._keep.judges = {name: intake.judge for name, intake in self.intakes.items()}
         self._running = True
         return self
 
@@ -187,11 +194,19 @@ class Kept:
         self.history = History(config.node)
         self.holdings = Holdings()
         self.codecs: Mapping[str, DnsCodec] = {}
+        self.judges: Mapping[str, DnstapJudge | DirectJudge] = {}
+        self.noise: Noise | None = None
+        self._refilled = float("-inf")
+
+    def refill(self, now: float) -> Iterator[list[Answer]]:
+        """What a resolver that lost its cache is given, in slices; this node's own data among it."""
+        self._refilled = now
+        return self.cache.slices(now)
 
     def filled(self, owner: bytes, rrtype: int, now: float) -> bool:
-        """Whether a peer told us this RRset and it lives: then a resolver that has it may have it from us."""
+        """Whether this RRset lives and a sink was given it: then a resolver that has it may have it from us."""
         cached = self.cache.get(owner, rrtype, now)
-        return cached is not None and not cached.local
+        return cached is not None and (not cached.local or cached.received <= self._refilled)
 
     def held(self, qname: bytes, qtype: int, expires: float, negative: bool) -> None:
         """Note what the local resolver told a client; a negative answer is local data of the cache too."""

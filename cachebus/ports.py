@@ -24,6 +24,9 @@ Sender = tuple[str, int] | tuple[str, int, int, int] | str
 Datagram = tuple[bytes, Sender]
 """What was received, and from whom."""
 
+LeftOut = tuple[Answer, Refusal]
+"""An answer that a codec does not send, and why."""
+
 Receive = Callable[[bytes, Sender], None]
 """What a transport calls for each received datagram or envelope. Returns at once and never raises."""
 
@@ -104,8 +107,8 @@ class Codec(Protocol):
         """For transports that carry a byte stream."""
         ...
 
-    def encode(self, answers: Sequence[Answer], now: float) -> tuple[list[bytes], list[Refusal]]:
-        """Compose, age and authenticate. Gives the messages, and a reason for each answer left out."""
+    def encode(self, answers: Sequence[Answer], now: float) -> tuple[list[bytes], list[LeftOut]]:
+        """Compose, age and authenticate. Gives the messages, and each answer left out with the reason."""
         ...
 
     def decode_all(self, batch: Sequence[Datagram], now: float) -> tuple[list[Answer], list[Refusal]]:

@@ -58,6 +58,7 @@ class Publisher:
         self._idle.set()
         self._task: asyncio.Task[None] | None = None
         self.published = 0
+        """Answers that went to one transport at least."""
         self.dropped = 0
         self.errors = 0
         """Batches that a defect in a codec or transport cost."""
@@ -98,7 +99,7 @@ class Publisher:
         if not self._outlets:
             return None
         if len(self._queue) >= MAX_QUEUED:
-            self._queue.popleft()
+            self._noise.unsent(self._queue.popleft())
             self.dropped += 1
         self._queue.append(answer)
         self._idle.clear()
@@ -131,6 +132,8 @@ class Publisher:
                 try:
                     self._send(batch, self._clock())
                 except Exception:  # noqa: BLE001 - transports may be anybody's: the next batch goes out whatever one raises
+                    for answer in batch:
+                        self._noise.unsent(answer)
                     self.errors += 1
                     if not self.errors & (self.errors - 1):  # the 1st, 2nd, 4th ...: a flood must not fill the log
                         _log.exception("%d batches could not be sent so far", self.errors)
@@ -138,16 +141,25 @@ class Publisher:
             self._idle.set()
 
     def _send(self, batch: Sequence[Answer], now: float) -> None:
+        nowhere: dict[Answer, Refusal] | None = None
         for outlet in self._outlets:
-            messages, refusals = outlet.codec.encode(batch, now)
+            messages, refused = outlet.codec.encode(batch, now)
             for message in messages:
                 outlet.transport.send(message)
             left_out = self.left_out[outlet.name]
-            for refusal in refusals:
+            for _, refusal in refused:
                 left_out[refusal] = left_out.get(refusal, 0) + 1
-        self.published += len(batch)
+            reasons = dict(refused)
+            nowhere = reasons if nowhere is None else {one: nowhere[one] for one in nowhere if one in reasons}
         for answer in batch:
-            self._history.record(now, answer.qname, "shared", f"{answer.type}: {Evidence(answer.evidence).text}")
+            left = nowhere.get(answer) if nowhere else None
+            if left is None:
+                self.published += 1
+                event, detail = "shared", Evidence(answer.evidence).text
+            else:
+                self._noise.unsent(answer)
+                event, detail = "not-shared", left.value
+            self._history.record(now, answer.qname, event, f"{answer.type}: {detail}")
 
     def statistics(self) -> Mapping[str, int]:
         """Counters; refusals by reason are in `refused` and `left_out`."""

@@ -145,9 +145,9 @@ class Publication:
             if isinstance(fresh, Refusal):
                 self._refuse(fresh)
                 continue
-            composed, refusals = self.codec.encode([fresh], now)
+            composed, left_out = self.codec.encode([fresh], now)
             messages += composed
-            for refusal in refusals:
+            for _, refusal in left_out:
                 self._refuse(refusal)
         return messages
 

@@ -18,7 +18,7 @@ from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.errors import MessageError
 from cachebus.filters.chain import DEFAULT_MAX_TTL, assemble
 from cachebus.filters.edns import refusal_in
-from cachebus.ports import Datagram, Sender
+from cachebus.ports import Datagram, LeftOut, Sender
 from cachebus.wire import rrtypes
 from cachebus.wire.message import AA, AD, CD, QR, cname_target, compose, parse
 from cachebus.wire.name import is_at_or_below
@@ -112,17 +112,17 @@ class DnsCodec:
 
     # Out
 
-    def encode(self, answers: Sequence[Answer], now: float) -> tuple[list[bytes], list[Refusal]]:
+    def encode(self, answers: Sequence[Answer], now: float) -> tuple[list[bytes], list[LeftOut]]:
         """A new message for each answer: question in lower case, answer section, TTLs aged, TSIG (trust rules 5)."""
         messages: list[bytes] = []
-        refusals: list[Refusal] = []
+        left_out: list[LeftOut] = []
         for answer in answers:
             message = self._encode(answer, now)
             if isinstance(message, Refusal):
-                refusals.append(message)
+                left_out.append((answer, message))
             else:
                 messages.append(message)
-        return messages, refusals
+        return messages, left_out
 
     def _encode(self, answer: Answer, now: float) -> bytes | Refusal:
         # The receiver counts from the time signed, which is whole seconds: so does this, or each hop would cost one.

@@ -28,6 +28,10 @@ class DirectJudge:
         self._tally = Tally()
         self._number = 0
 
+    def judges_as(self, other: object) -> bool:
+        """Whether `other` is a judge by the same rules, which can go on in this one's place with what it remembers."""
+        return isinstance(other, DirectJudge) and other._settings == self._settings
+
     def feed(self, frame: bytes, now: float) -> list[Verdict]:
         """Take one DNS message, written at `now` (seconds since the epoch). Never raises for bad bytes."""
         self._number += 1

@@ -71,6 +71,10 @@ class _Memory:
             self._old, self._young = self._young, {}
         self._young[key] = value
 
+    def discard(self, key: bytes) -> None:
+        self._young.pop(key, None)
+        self._old.pop(key, None)
+
 
 class Noise:
     """One node's memory of what it saw and sent."""
@@ -86,8 +90,23 @@ class Noise:
         self._node: _Bucket | None = None
         self._zones: dict[bytes, _Bucket] = {}
 
+    def inherit(self, previous: Noise) -> None:
+        """Go on with what another remembers: what it saw and sent, and what its rates have left where they are ours."""
+        self._seen, self._sent = previous._seen, previous._sent
+        if self._settings.node_rate == previous._settings.node_rate:
+            self._node = previous._node
+        if self._settings.zone_rate == previous._settings.zone_rate:
+            self._zones = previous._zones
+
+    def unsent(self, answer: Answer) -> None:
+        """An answer that `refuse` let through did not leave the node: the next time it is new again."""
+        key = answer.qname + answer.qtype.to_bytes(2, "big")
+        sent = self._sent.get(key)
+        if sent is not None and (sent[0], sent[2]) == (answer.learned + answer.ttl / 2, answer.evidence):
+            self._sent.discard(key)
+
     def refuse(self, answer: Answer, now: float) -> Refusal | None:
-        """Why this answer is not worth a message now; None counts it as sent."""
+        """Why this answer is not worth a message now; None counts it as sent, until `unsent` is told otherwise."""
         key = answer.qname + answer.qtype.to_bytes(2, "big")
         # Neither the order of records nor what was left of their TTLs makes an answer another one.
         content = hash(tuple((rrset.owner, rrset.type, canonical_set(rrset)) for rrset in answer.rrsets))

@@ -69,6 +69,7 @@ class DnstapJudge:
         self._settings = settings
         self._window = settings.evidence_window
         self._is_filled = is_filled
+        self._on_held = on_held
         self._pairs: Pairs[_Response] = Pairs(self._window)
         self._clients = Clients(self._window, on_held)
         self._board = Board(settings, self._clients.only_unchecked)
@@ -77,6 +78,15 @@ class DnstapJudge:
         self._context = 0
         self._clock = 0.0
         self._expired_at = 0.0
+
+    def judges_as(self, other: object) -> bool:
+        """Whether `other` is a judge by the same rules, which can go on in this one's place with what it remembers."""
+        return (
+            isinstance(other, DnstapJudge)
+            and other._settings == self._settings
+            and other._is_filled == self._is_filled
+            and other._on_held == self._on_held
+        )
 
     def feed(self, frame: bytes, now: float) -> list[Verdict]:
         """Take one dnstap payload, received at `now` (seconds since the epoch); give what that decides.

@@ -14,7 +14,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
-from itertools import islice
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
@@ -55,9 +54,9 @@ _LOOKS = 1024
 
 _log = logging.getLogger(__name__)
 
-Refill = Callable[[float], Iterable[Answer]]
+Refill = Callable[[float], Iterable[Sequence[Answer]]]
 """Gives the node's cache content at a time, most popular first: whole answers, or RRsets under their own names and
-types. The cache may change while this is read."""
+types, in parts each of which costs the event loop a millisecond or so. The cache may change while this is read."""
 _Question = tuple[bytes, int]
 
 
@@ -217,10 +216,12 @@ class UnboundSink:
         self._counts["reconnects"] += bool(self._losses)
         self._work.set()
         chains = Chains()
-        for answer in islice(self._refill_from(self._clock()), MAX_REFILL):
-            chains.add(answer)
-            if not len(chains) % _LOOKS:
-                await asyncio.sleep(0)
+        for part in self._refill_from(self._clock()):
+            for answer in part[: MAX_REFILL - len(chains)]:
+                chains.add(answer)
+            if len(chains) >= MAX_REFILL:
+                break
+            await asyncio.sleep(0)
         self._refill = chains.answers()
         self._counts["refills"] += 1
         self._work.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -66,7 +66,10 @@ def made(
 
 
 def sink_for(
-    server: Unbound, *, holdings: Holdings | None = None, refill: Callable[[float], Iterable[Answer]] | None = None
+    server: Unbound,
+    *,
+    holdings: Holdings | None = None,
+    refill: Callable[[float], Iterable[Sequence[Answer]]] | None = None,
 ) -> UnboundSink:
     return UnboundSink(
         name="b",
@@ -161,7 +164,7 @@ async def test_every_common_form_of_answer_is_answered_and_after_kill_and_reload
     answers = [learned(question, reply) for question, reply in originals.items()]
     held = Holdings()
     held.hold(b"\4held\0", 1, time.time() + 3600)
-    async with sink_for(lonely, refill=lambda now: answers, holdings=held) as sink:
+    async with sink_for(lonely, refill=lambda now: [answers], holdings=held) as sink:
         await until(lambda: sink.statistics()["filled"] >= len(answers))
         assert_same(await asyncio.to_thread(ask_all, lonely.endpoint, zones.questions), originals)
 
@@ -188,7 +191,7 @@ async def test_a_cache_of_single_rrsets_refills_whole_chains(resolver: Unbound, 
         for answer in (learned(question, reply) for question, reply in originals.items())
         for rrset in answer.rrsets
     }
-    async with sink_for(lonely, refill=lambda now: list(singles.values())) as sink:
+    async with sink_for(lonely, refill=lambda now: [list(singles.values())]) as sink:
         await until(lambda: sink.statistics()["refills"] == 1 and not sink.statistics()["refilling"])
         assert_same(await asyncio.to_thread(ask_all, lonely.endpoint, zones.questions), originals)
 

@@ -105,7 +105,7 @@ async def test_fills_over_tls(resolver: TlsUnbound) -> None:
     ]  # fmt: skip
     sink = UnboundSink(
         name="tls", control=resolver.control, tls=resolver.tls, clock=time.time, holdings=Holdings(),
-        refill=lambda now: answers,
+        refill=lambda now: [answers],
     )  # fmt: skip
     async with sink, asyncio.timeout(10):
         while sink.statistics()["filled"] < len(answers):  # noqa: ASYNC110 - it happens in another process

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,10 +11,11 @@ import yaml
 
 from cachebus.errors import NodeUnreachable
 from tests.farm.authoritative import Nsd
-from tests.farm.client import Question, ask_all
+from tests.farm.client import Question, ask, ask_all
 from tests.farm.node import dnstap_source
 from tests.farm.pair import Pair, dead_upstreams
 from tests.farm.process import eventually
+from tests.farm.relay import Relay
 from tests.farm.unbound import Unbound
 from tests.farm.zones import OTHER, PLAIN, Zones
 from tests.servers import require
@@ -24,7 +24,10 @@ pytestmark = pytest.mark.interop
 
 ARRIVE = 10.0
 """Seconds for a shared answer to arrive at B: far more than it takes."""
+FIRST = Question(f"first.wild.{PLAIN}", "A")
 LATE = [Question(f"late{i}.wild.{PLAIN}", "A") for i in range(20)]
+LATE_LABEL = b"\x05late0\x04wild"
+"""In wire form, as frames have it."""
 ENDS_WITHIN = 5.0
 """Seconds a node may take to end."""
 
@@ -45,15 +48,29 @@ def plain(zones: Zones) -> list[Question]:
     return [question for question in zones.questions if not question.secure]
 
 
-def test_sigterm_ends_a_node_cleanly_and_sends_what_is_queued(scene: tuple[Pair, Unbound], zones: Zones) -> None:
-    pair, source = scene
+def test_sigterm_ends_a_node_cleanly_and_sends_what_is_queued(
+    farm: Path, running: ExitStack, zones: Zones, nsd: Nsd
+) -> None:
+    require("unbound")
+    pair = Pair(farm, dnstap_source(farm / "tap", trust=["authoritative"]), dead_upstreams(zones.names), [zones.anchor])
+    pair.start(running)
+    relay = running.enter_context(Relay(farm / "relay", farm / "tap"))
+    stubs = dict.fromkeys(zones.names, nsd.endpoint)
+    source = running.enter_context(Unbound(farm, stubs=stubs, dnstap=farm / "relay"))
+    ask(source.endpoint, FIRST)
+    eventually(lambda: pair.a.lookup(FIRST), ARRIVE, "node a has what the resolver said first")
+
+    pair.a.signal(signal.SIGSTOP)
     questions = plain(zones)
     learned = ask_all(source.endpoint, questions)
-    ask_all(source.endpoint, LATE)  # Unbound holds up to 32 frames back, and drops what it holds when it ends
-    source.stop()  # what it has written is on its way to node a
-    begun = time.monotonic()
-    assert pair.a.stop() == 0, pair.a.log_tail()
-    assert time.monotonic() - begun < ENDS_WITHIN
+    assert len(learned) == len(set(questions))
+    # Unbound holds up to 32 frames back and drops what it holds when it ends; but it logs in order.
+    ask_all(source.endpoint, LATE)
+    eventually(lambda: relay.has_passed(LATE_LABEL), ARRIVE, "the resolver has said it all")
+    pair.a.signal(signal.SIGTERM)
+    pair.a.signal(signal.SIGCONT)  # it goes on and ends in the same moment, with everything still to be read
+    eventually(lambda: not pair.a.running, ENDS_WITHIN, "node a has ended")
+    assert pair.a.returncode == 0, pair.a.log_tail()
     pair.unbound_b.wait_for_data(learned.values(), ARRIVE)
     assert pair.b.stop() == 0, pair.b.log_tail()
     for node in (pair.a, pair.b):

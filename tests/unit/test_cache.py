@@ -6,9 +6,12 @@ import gc
 import tracemalloc
 
 import pytest
+from hypothesis import given as examples
+from hypothesis import settings
+from hypothesis import strategies as st
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
-from cachebus.cache import Cache
+from cachebus.cache import SLICE, Cache
 from cachebus.entry import Rank
 from cachebus.holdings import Holdings
 from cachebus.presentation import name_from_text
@@ -245,7 +248,7 @@ def test_flush_by_key_tag() -> None:
 
 
 def test_many_flushes_stay_bounded_and_safe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cachebus.cache.MAX_FLUSHES", 10)
+    monkeypatch.setattr("cachebus.flushes.MAX_FLUSHES", 10)
     cache = Cache("b")
     for number in range(25):
         cache.flush(name_from_text(f"n{number}.example.com"), NOW + number / 10)
@@ -315,16 +318,88 @@ def test_a_million_entries_would_fit_into_300_bytes_each() -> None:
     assert used / count < 300
 
 
-def test_answers_for_a_refill_leave_out_local_and_negative_data() -> None:
+def test_answers_for_a_refill_are_what_lives_local_data_among_it() -> None:
     cache = Cache("b")
     cache.put(bus(address("a.example.com", ttl=300)), NOW)
     cache.put(local(address("b.example.com")), NOW)
     cache.put_negative(name_from_text("c.example.com"), 0, NXDOMAIN, None, 60, NOW, "b")
     cache.put(bus(address("d.example.com", ttl=10)), NOW)
-    given = list(cache.answers(NOW + 50))
-    assert [each.name for each in given] == ["a.example.com."]
-    assert given[0].learned == NOW + 50
-    assert given[0].ttl <= 250
+    given = {each.name: each for each in cache.answers(NOW + 50)}
+    assert given.keys() == {"a.example.com.", "b.example.com."}
+    assert {each.learned for each in given.values()} == {NOW + 50}
+    assert given["a.example.com."].ttl <= 250
+    assert [given[name].transport for name in given] == ["lan" if name[0] == "a" else "" for name in given]
+
+
+def test_a_name_that_exists_no_more_is_not_given() -> None:
+    cache = Cache("b")
+    cache.put(local(address("gone.example.com")), NOW)
+    cache.put_negative(name_from_text("gone.example.com"), 0, NXDOMAIN, None, 60, NOW + 1, "b")
+    assert list(cache.answers(NOW + 2)) == []
+    assert [each.name for each in cache.answers(NOW + 62)] == ["gone.example.com."]
+
+
+@pytest.mark.parametrize("max_entries", [100, 10_000])
+def test_what_was_asked_for_or_learned_again_is_given_first(max_entries: int) -> None:
+    cache = Cache("b", max_entries=max_entries)
+    for number in range(40):
+        cache.put(bus(address(f"n{number}.example.com", ttl=1000)), NOW)
+    cache.resolve(name_from_text("n37.example.com"), 1, NOW + 1)
+    cache.get(name_from_text("n3.example.com"), 1, NOW + 1)  # looked at, asked for by nobody
+    cache.put(bus(address("n33.example.com", ttl=1000), learned=NOW + 2), NOW + 2)
+    cache.put(bus(address("n35.example.com", last=2, ttl=1000), learned=NOW + 2), NOW + 2)
+    given = [each.name for each in cache.answers(NOW + 3)]
+    assert sorted(given[:3]) == [f"n{number}.example.com." for number in (33, 35, 37)]
+    assert sorted(given) == sorted(f"n{number}.example.com." for number in range(40))
+
+
+def test_each_step_through_the_content_is_a_small_one() -> None:
+    cache = Cache("b", max_entries=SLICE * 8)
+    for number in range(SLICE * 3):
+        cache.put(local(address(f"n{number}.example.com")), NOW)
+    parts = list(cache.slices(NOW + 1))
+    assert max(map(len, parts)) <= SLICE
+    assert sum(map(len, parts)) == SLICE * 3
+    assert len(parts) == 6  # three without anything used, which are steps of their own
+
+
+@settings(max_examples=50)
+@examples(st.data())
+def test_nothing_that_stays_is_left_out_while_the_cache_changes(data: st.DataObject) -> None:
+    """Whatever is asked for, learned again, looked at or learned newly between two steps."""
+    cache = Cache("b", max_entries=8 * 12)
+    names = [f"n{number}.example.com" for number in range(40)]
+    for name in names:
+        cache.put(bus(address(name, ttl=1000)), NOW)
+    seen = set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cachebus.cache.SLICE", 4)
+        for step, part in enumerate(cache.slices(NOW + 1)):
+            seen |= {each.name for each in part}
+            what, name = data.draw(st.tuples(st.sampled_from("agpn"), st.sampled_from(names)))
+            owner = name_from_text(name)
+            if what == "a":
+                cache.resolve(owner, 1, NOW + 1)
+            elif what == "g":
+                cache.get(owner, 1, NOW + 1)
+            elif what == "p":
+                changed = bus(address(name, last=step % 9 + 1, ttl=1000), learned=NOW + 2 + step)
+                cache.put(changed, changed.learned)
+            else:
+                cache.put(bus(address(f"new{step}.example.com")), NOW + 1)
+    assert not cache.evicted
+    assert {f"{name}." for name in names} <= seen
+    assert not cache._readers
+
+
+def test_a_reader_that_goes_away_is_forgotten() -> None:
+    cache = Cache("b")
+    cache.put(local(address()), NOW)
+    reading = cache.answers(NOW)
+    next(reading)
+    assert cache._readers
+    reading.close()  # type: ignore[attr-defined]
+    assert not cache._readers
 
 
 def test_too_many_sources_are_shown_as_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,8 @@ def test_ttls_are_aged_on_both_sides() -> None:
 
 
 def test_what_has_died_while_it_waited_is_not_sent() -> None:
-    assert codec().encode([address(ttl=30)], NOW + 31) == ([], [Refusal.EXPIRED])
+    given = address(ttl=30)
+    assert codec().encode([given], NOW + 31) == ([], [(given, Refusal.EXPIRED)])
 
 
 def test_a_message_from_the_future_does_not_grow() -> None:
@@ -94,7 +95,7 @@ def test_a_message_from_the_future_does_not_grow() -> None:
 
 def test_larger_than_a_datagram_is_counted() -> None:
     big = answer(rrset("big.example.com", "TXT", *(f'"{"x" * 200}{n}"' for n in range(8))))
-    assert codec().encode([big, address()], NOW)[1] == [Refusal.OVERSIZE]
+    assert codec().encode([big, address()], NOW)[1] == [(big, Refusal.OVERSIZE)]
     assert len(sent(big, max_message=4096)) < 4096
 
 

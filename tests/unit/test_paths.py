@@ -198,6 +198,33 @@ async def test_what_the_codec_leaves_out_is_counted_by_reason(clock: ManualClock
         a.publisher.publish(answer(rrset("big.example.com", "TXT", *texts)))
         await settle(a)
         assert a.publisher.left_out == {"lan": {Refusal.OVERSIZE: 1}}
+        assert a.publisher.published == 0
+        assert [event["event"] for event in a.history.about(name_from_text("big.example.com"))] == ["not-shared"]
+
+
+async def test_only_what_left_the_node_counts_as_sent(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left out by the codec, given up by the full queue, lost with a batch: each is new when it is seen again."""
+    network = MemoryNetwork()
+    async with MemoryNode("a", network, ["b"], clock) as a:
+        big = answer(rrset("big.example.com", "TXT", *[f'"{"x" * 200}{number}"' for number in range(8)]))
+        for given, again in ((big, None), (address("small.example.com"), Refusal.ALREADY_SHARED)):
+            a.publisher.publish(given)
+            await settle(a)
+            assert a.publisher.publish(given) is again
+        await settle(a)
+        assert a.publisher.published == 1
+        monkeypatch.setattr("cachebus.publisher.MAX_QUEUED", 1)
+        for name in ("first", "second"):
+            assert a.publisher.publish(address(f"{name}.example.com")) is None
+        assert a.publisher.dropped == 1
+        await settle(a)
+        assert a.publisher.publish(address("second.example.com")) is Refusal.ALREADY_SHARED
+        assert a.publisher.publish(address("first.example.com")) is None
+        with monkeypatch.context() as broken:
+            broken.setattr(MemoryTransport, "send", lambda self, data: 1 // 0)
+            await settle(a)
+        assert a.publisher.errors == 1
+        assert a.publisher.publish(address("first.example.com")) is None
 
 
 async def test_garbage_is_counted(clock: ManualClock) -> None:

@@ -127,6 +127,28 @@ def test_other_data_or_better_evidence_goes_at_once() -> None:
     assert control.refuse(address(last=2), NOW) is Refusal.ALREADY_SHARED
 
 
+def test_what_did_not_leave_the_node_goes_the_next_time() -> None:
+    control = noise()
+    assert control.refuse(address(last=1), NOW) is None
+    assert control.refuse(address(last=2), NOW + 1) is None
+    control.unsent(address(last=2, learned=NOW + 5))  # another one, of which nothing is remembered
+    assert control.refuse(address(last=2), NOW + 2) is Refusal.ALREADY_SHARED
+    control.unsent(address(last=2))
+    assert control.refuse(address(last=2), NOW + 2) is None
+
+
+def test_a_reload_keeps_what_was_seen_and_sent_and_unchanged_rates() -> None:
+    before, after = noise(node_rate=10, zone_rate=100), noise(node_rate=10, zone_rate=5, second_sighting=600)
+    assert _flood(before, "n{}.example.com", 100, NOW) == 20
+    after.inherit(before)
+    assert after.refuse(address("n0.example.com"), NOW) is Refusal.ALREADY_SHARED
+    assert _flood(after, "m{}.example.com", 100, NOW + 1) == 0  # seen once
+    assert _flood(after, "n{}.example.com", 20, NOW + 301) == 0
+    fast = noise(node_rate=20)
+    fast.inherit(before)
+    assert _flood(fast, "o{}.example.com", 100, NOW) == 40
+
+
 def test_second_sighting() -> None:
     control = noise(second_sighting=600)
     assert control.refuse(address(learned=NOW), NOW) is Refusal.FIRST_SIGHTING

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -95,7 +95,7 @@ def sink_for(
     rate: int = MAX_RATE,
     clock: Callable[[], float] = lambda: NOW,
     holdings: Holdings | None = None,
-    refill: Callable[[float], Iterable[Answer]] = lambda now: (),
+    refill: Callable[[float], Iterable[Sequence[Answer]]] = lambda now: (),
 ) -> UnboundSink:
     return UnboundSink(
         name="b", control=f"unix:{path}", clock=clock, holdings=holdings or Holdings(), refill=refill, rate=rate
@@ -154,7 +154,7 @@ async def test_large_answers_make_small_batches(fake: StandIn) -> None:
 
 
 async def test_offers_come_before_a_refill(fake: StandIn) -> None:
-    sink = sink_for(fake.path, refill=lambda now: [answer(f"r{number}") for number in range(3)])
+    sink = sink_for(fake.path, refill=lambda now: [[], [answer(f"r{number}") for number in range(3)]])
     sink.offer(answer("new"), NOW)
     async with sink:
         await until(lambda: sink.statistics()["filled"] == 4)
@@ -212,7 +212,7 @@ async def test_a_lost_marker_means_a_lost_cache(fake: StandIn, monkeypatch: pyte
     monkeypatch.setattr(module, "POLL_INTERVAL", 0.01)
     monkeypatch.setattr(module, "RETRY_INTERVAL", 0.01)
     holdings = Holdings()
-    sink = sink_for(fake.path, holdings=holdings, refill=lambda now: [answer("r")])
+    sink = sink_for(fake.path, holdings=holdings, refill=lambda now: [[answer("r")]])
     async with sink:
         await until(lambda: sink.statistics()["filled"] == 1)
         await asyncio.sleep(0.1)
@@ -250,12 +250,12 @@ async def test_a_defect_in_refill_does_not_end_the_filling(
     monkeypatch.setattr(module, "POLL_INTERVAL", 0.01)
     calls = 0
 
-    def refill(now: float) -> Iterable[Answer]:
+    def refill(now: float) -> Iterable[Sequence[Answer]]:
         nonlocal calls
         calls += 1
         if calls == 1:
             raise RuntimeError("defect")
-        return [answer("r")]
+        return [[answer("r")]]
 
     async with sink_for(fake.path, refill=refill) as sink:
         await until(lambda: sink.statistics()["filled"] == 1)
