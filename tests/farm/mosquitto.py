@@ -40,7 +40,8 @@ class Mosquitto(Process):
         return f"{scheme}://127.0.0.1:{self.port}" + (f"/{cluster}" if cluster else "")
 
     def prepare(self) -> None:
-        lines = ["persistence false", "log_dest stdout", "log_type all", "set_tcp_nodelay true"]
+        lines = ["user root"]  # it stays who it is: the directories of a test run are nobody else's
+        lines += ["persistence false", "log_dest stdout", "log_type all", "set_tcp_nodelay true"]
         if self.access:
             access = self.directory / "access"
             access.write_text("\n".join(self.access) + "\n")
@@ -69,8 +70,6 @@ class Mosquitto(Process):
                 "topic cachebus/# both 1",
             ]
         (self.directory / "mosquitto.conf").write_text("\n".join(lines) + "\n")
-        for path in (self.directory, *self.directory.iterdir()):
-            path.chmod(path.stat().st_mode | 0o005)
 
     def command(self) -> Sequence[str]:
         return ["mosquitto", "-c", str(self.directory / "mosquitto.conf")]

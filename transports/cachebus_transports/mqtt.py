@@ -48,6 +48,8 @@ FLUSH_WAIT = 5.0
 """Seconds that `flush` waits for the broker at most."""
 BURST = 256 * 1024
 """Bytes published in one turn of the event loop."""
+MAX_NODES = 1024
+"""Senders whose topics are remembered as right; those of more are read anew each time."""
 _POLL = 0.005
 """Seconds between two looks of `flush`, which is called when a node ends."""
 
@@ -84,6 +86,7 @@ class MqttTransport:
         self._options = parse_options(settings)
         self._receive = receive
         self._outbox = Outbox()
+        self._nodes: dict[bytes, str] = {}
         self._under_way: dict[int, Waiting] = {}
         self._session: Session | None = None
         self._task: asyncio.Task[None] | None = None
@@ -194,9 +197,9 @@ class MqttTransport:
 
     # Receiving
 
-    def _on_message(self, topic: str, payload: bytes, retained: bool) -> None:
+    def _on_message(self, topic: bytes, payload: bytes, retained: bool) -> None:
         counters = self._counters
-        node = node_of(topic, self._options.prefix)
+        node = self._nodes.get(topic) or self._learn_node(topic)
         if retained:
             counters["retained"] += 1
         elif node is None:
@@ -209,6 +212,12 @@ class MqttTransport:
             counters["received"] += 1
             counters["received_bytes"] += len(payload)
             self._receive(payload, node)
+
+    def _learn_node(self, topic: bytes) -> str | None:
+        node = node_of(topic.decode("ascii", "replace"), self._options.prefix)
+        if node is not None and len(self._nodes) < MAX_NODES:
+            self._nodes[topic] = node
+        return node
 
     # Staying connected
 

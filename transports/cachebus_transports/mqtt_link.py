@@ -3,15 +3,14 @@
 Decides what paho gets to see: whole packets of a bounded size. A longer one, and QoS 2, which we never ask for, never
 reach it, for paho would keep them without bound. Knows of MQTT only the fixed header (MQTT 5 section 2.1).
 
-paho reads a socket byte by byte and connects and shakes hands while everybody waits. So the loop's own stream does
+paho reads a socket byte by byte, and connects and shakes hands while everybody waits. So the loop's own stream does
 that: it connects and runs TLS beside everything else, and one system call carries many packets in each direction.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
 
 MAX_PACKET = 320 * 1024
 """Largest packet taken, in bytes: the largest message of 256 KiB with the longest topic (64 KiB) and its properties."""
@@ -20,22 +19,40 @@ HIGH_WATER = 256 * 1024
 CLOSE_WAIT = 1.0
 """Seconds in which a closed connection may still deliver what was written; then it is cut."""
 
+_TYPE = 0xF0
 _PUBLISH = 0x30
 _QOS = 0x06
 
 
+class Reader(Protocol):
+    """What a link tells."""
+
+    def published(self, first: int, body: bytes) -> None:
+        """A PUBLISH came: first byte of its fixed header, and what follows that header."""
+        ...
+
+    def packet(self) -> None:
+        """Any other packet came, and waits to be read by `Link.recv`."""
+        ...
+
+    def turn_ends(self) -> None:
+        """All that came together has been told."""
+        ...
+
+    def room(self) -> None:
+        """Writing may go on."""
+        ...
+
+
 class Link(asyncio.Protocol):
-    """An `asyncio.Protocol` on one side, paho's `SocketLike` on the other.
+    """An `asyncio.Protocol` on one side, paho's `SocketLike` on the other."""
 
-    `on_packet` is called for each whole packet that waits to be read by `recv`; `on_room` when writing may go on.
-    """
-
-    def __init__(self, on_packet: Callable[[], None], on_room: Callable[[], None]) -> None:
-        self._on_packet = on_packet
-        self._on_room = on_room
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
-        self._position = self._end = 0  # of the packet that paho may read now, within `_received`
+        self._body = 0  # where the packet's fixed header ends, within `_received`
+        self._position = self._end = 0  # of what paho may read now, likewise
         self._skip = 0  # bytes to come of a packet that is too large
         self._unwritten: list[bytes | bytearray] = []
         self._cut: asyncio.TimerHandle | None = None
@@ -66,20 +83,25 @@ class Link(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.paused = False
-        self._on_room()
+        self._reader.room()
 
     def data_received(self, data: bytes) -> None:
         self._received += data
         start = 0
         while self.open and (end := self._next_packet(start)):
-            self._position, self._end = start, end
-            self._on_packet()
+            first = self._received[start]
+            if first & _TYPE == _PUBLISH:
+                self._reader.published(first, bytes(self._received[self._body : end]))
+            else:
+                self._position, self._end = start, end
+                self._reader.packet()
             start = end
         if self.open:
             del self._received[:start]
         else:
             self._received.clear()
         self._position = self._end = 0
+        self._reader.turn_ends()
 
     def _next_packet(self, start: int) -> int:
         """Where the packet ends that begins at `start`; 0 when it is not there as a whole, or is not to be read."""
@@ -97,13 +119,14 @@ class Link(asyncio.Protocol):
             if len(received) - start > 4:
                 self.abort()  # a fifth byte of length: this is not MQTT
             return 0
-        end = position + 1 + size
-        if received[start] & 0xF0 == _PUBLISH and received[start] & _QOS > 2:
+        self._body = position + 1
+        end = self._body + size
+        if received[start] & _TYPE == _PUBLISH and received[start] & _QOS > 2:
             self.abort()  # QoS 2, or 3, which does not exist
             return 0
         if end - start > MAX_PACKET:
             self.oversize += 1
-            if received[start] & 0xF0 != _PUBLISH or received[start] & _QOS:
+            if received[start] & _TYPE != _PUBLISH or received[start] & _QOS:
                 self.abort()  # it would have to be acknowledged, else it stays in the way
                 return 0
             return self._skip_packet(start, end - start)

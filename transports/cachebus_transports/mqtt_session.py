@@ -24,6 +24,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from cachebus_transports.mqtt_link import MAX_PACKET, Link
 from cachebus_transports.mqtt_options import MqttOptions
+from cachebus_transports.mqtt_packet import decode_publish
 
 MAX_IN_FLIGHT = 200
 """QoS 1 messages under way at once, where the broker allows as many (Receive Maximum)."""
@@ -66,7 +67,7 @@ class Welcome:
 class Events:
     """Whom a session tells what happens. Nothing here may raise."""
 
-    message: Callable[[str, bytes, bool], None]
+    message: Callable[[bytes, bytes, bool], None]
     """Topic, payload, and whether it was retained."""
     acknowledged: Callable[[int, bool], None]
     """Message ID of a QoS 1 message, and whether the broker took it."""
@@ -85,6 +86,7 @@ class _Client(mqtt.Client):
             clean_session=None if version is MQTTProtocolVersion.MQTTv5 else True,
             protocol=version,
             reconnect_on_failure=False,
+            manual_ack=True,
         )
 
     def _create_socket(self) -> Link:
@@ -112,8 +114,7 @@ class Session:
         self.reason = ""
         """What the broker said when it refused us or sent us away, else empty."""
         self.welcome = Welcome(MAX_PACKET, 0, 0)
-        self.link = Link(self._read, self._resume)
-        self._inbox: list[mqtt.MQTTMessage] = []
+        self.link = Link(self)
         self._properties: dict[int, Properties] = {}
         self._outcome: asyncio.Future[End | None] = asyncio.get_running_loop().create_future()
         self._ready = False
@@ -133,7 +134,6 @@ class Session:
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
         if options.qos:
             client.on_publish = self._on_publish
         client.on_socket_register_write = _leave_to_push
@@ -207,27 +207,44 @@ class Session:
 
     # What paho and the link tell
 
-    def _read(self) -> None:
-        """A packet is there. Messages are handed on only when paho is done with it: what they cause is not paho's."""
+    def published(self, first: int, body: bytes) -> None:
+        """Hand on what somebody published, and acknowledge it where that is asked for."""
+        try:
+            message = decode_publish(first, body, v5=self._v5)
+        except ValueError as error:
+            self._break(str(error))
+            return
+        if not self._ready:
+            self._break("a message came before the welcome")
+            return
+        if message.number:
+            self._client.ack(message.number, 1)
+        self._events.message(message.topic, message.payload, message.retained)
+
+    def packet(self) -> None:
+        """Let paho read what else came."""
         self._guarded(self._client.loop_read)
-        if self._inbox:
-            messages, self._inbox = self._inbox, []
-            for message in messages:
-                self._events.message(_topic(message), bytes(message.payload), message.retain)
+
+    def turn_ends(self) -> None:
+        """Write what the received caused, as acknowledgements."""
         if self._client.want_write():
             self.write()
+
+    def room(self) -> None:
+        """Go on writing."""
+        self.write()
+        self._events.room()
 
     def _guarded(self, step: Callable[[], MQTTErrorCode]) -> None:
         """Let paho work. Bytes that it cannot take end the connection, not this process."""
         try:
             step()
         except Exception as error:  # noqa: BLE001 -- a parser of others met bytes of others; what it may raise is not told
-            self.reason = f"sent what MQTT does not know ({type(error).__name__})"
-            self.link.abort()
+            self._break(type(error).__name__)
 
-    def _resume(self) -> None:
-        self.write()
-        self._events.room()
+    def _break(self, why: str) -> None:
+        self.reason = f"it sent what is not MQTT: {why}"
+        self.link.abort()
 
     def _on_connect(
         self, client: mqtt.Client, data: object, flags: object, reason: ReasonCode, properties: Properties | None
@@ -265,9 +282,6 @@ class Session:
         if flags.is_disconnect_packet_from_server:
             self.reason = _said(reason, properties)
 
-    def _on_message(self, client: mqtt.Client, data: object, message: mqtt.MQTTMessage) -> None:
-        self._inbox.append(message)
-
     def _on_publish(
         self, client: mqtt.Client, data: object, mid: int, reason: ReasonCode, properties: Properties | None
     ) -> None:
@@ -301,14 +315,6 @@ def _said(reason: ReasonCode, properties: Properties | None) -> str:
     text = getattr(properties, "ReasonString", "")
     words = f"{reason}: {text}" if text else str(reason)
     return "".join(letter if letter.isprintable() else "?" for letter in words[:LONGEST_REASON])
-
-
-def _topic(message: mqtt.MQTTMessage) -> str:
-    """Its topic; one that is no UTF-8 is nobody's."""
-    try:
-        return message.topic
-    except UnicodeDecodeError:
-        return ""
 
 
 def _leave_to_push(client: mqtt.Client, data: object, socket: object) -> None:
