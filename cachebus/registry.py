@@ -7,15 +7,17 @@ the same way as a third party's. A transport that serves several schemes registe
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
-from typing import cast
+from typing import Any, cast
 
 from cachebus.errors import ConfigError, TransportUnavailable
 from cachebus.ports import TransportFactory
 
 GROUP = "cachebus.transports"
 """Entry point group: the name is the `type` of the configuration and the scheme of the URL."""
+HUBS = "cachebus.hubs"
+"""Entry point group of what stands between nodes, by the type of the transport: made by `cachebus forward`."""
 _ALIKE = 0.5
 """How alike (difflib ratio) a name must be to be suggested: finds `upd` for `udp`, and nothing for `kafka`."""
 
@@ -46,15 +48,29 @@ def load_transport(name: str, found: Iterable[EntryPoint] | None = None) -> Tran
     point = known.get(name)
     if point is None:
         raise ConfigError(_unknown(name, list(known)))
+    return cast("TransportFactory", _load(point))
+
+
+def load_hub(name: str) -> Callable[..., Any]:
+    """What makes the hub of a transport type, imported now. Raises as `load_transport`."""
+    for point in entry_points(group=HUBS, name=name):
+        return _load(point)
+    raise ConfigError(
+        f"no hub for transport {name!r} is installed; install the cachebus package rather than copying it"
+    )
+
+
+def _load(point: EntryPoint) -> Callable[..., Any]:
     try:
         factory = point.load()
     except ImportError as error:
         raise TransportUnavailable(_unavailable(point, error)) from error
     except AttributeError as error:
-        raise TransportUnavailable(f"transport {name!r} of {_owner(point)} is broken: {error}") from error
+        raise TransportUnavailable(f"transport {point.name!r} of {_owner(point)} is broken: {error}") from error
     if not callable(factory):
-        raise TransportUnavailable(f"transport {name!r} of {_owner(point)} is broken: {point.value} cannot be called")
-    return cast("TransportFactory", factory)
+        broken = f"transport {point.name!r} of {_owner(point)} is broken"
+        raise TransportUnavailable(f"{broken}: {point.value} cannot be called")
+    return cast("Callable[..., Any]", factory)
 
 
 def _unknown(name: str, known: list[str]) -> str:

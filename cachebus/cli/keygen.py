@@ -40,3 +40,35 @@ def tsig(name: str, algorithm: str, output: str | None, force: bool, as_json: bo
         print_json({"name": name, "algorithm": algorithm, "file": str(path)})
     else:
         click.echo(f"wrote {path}")
+
+
+@keygen.command()
+@click.argument("name")
+@click.option("-o", "--output", metavar="FILE", help="File of the secret key, mode 0600. [default: NAME.curve]")
+@click.option("--force", is_flag=True, help="Replace the files when they exist.")
+@json_option
+def curve(name: str, output: str | None, force: bool, as_json: bool) -> None:
+    """Make a CURVE key pair for ZeroMQ, called NAME as its node, and write two files.
+
+    FILE holds the secret key, FILE.pub the public one, which others allow: one line `NAME:curve-public:KEY`.
+    """
+    import re
+
+    import zmq
+
+    from cachebus.config.keyfile import write_line
+    from cachebus.errors import ConfigError
+
+    if not re.fullmatch("[a-z0-9-]{1,63}", name):
+        raise ConfigError("the name of a CURVE key has 1 to 63 characters of a-z, 0-9 and -, as a node's")
+    public, secret = (key.decode() for key in zmq.curve_keypair())
+    path = Path(output or f"{name}.curve")
+    beside = path.with_name(f"{path.name}.pub")
+    if beside.exists() and not force:
+        raise ConfigError(f"{beside} exists; nothing was written")
+    write_line(path, f"{name}:curve:{secret}", overwrite=force)
+    write_line(beside, f"{name}:curve-public:{public}", overwrite=force, mode=0o644)
+    if as_json:
+        print_json({"name": name, "file": str(path), "public_file": str(beside), "public": public})
+    else:
+        click.echo(f"wrote {path} and {beside}")

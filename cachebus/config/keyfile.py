@@ -159,12 +159,17 @@ def key_text(key: KeyMaterial) -> str:
 
 def write_key_file(path: Path, key: KeyMaterial, *, overwrite: bool = False) -> None:
     """Write a key file of mode 0600. Raises `ConfigError` when it exists (unless `overwrite`) or cannot be written."""
+    write_line(path, key_text(key), overwrite=overwrite)
+
+
+def write_line(path: Path, text: str, *, overwrite: bool = False, mode: int = 0o600) -> None:
+    """Write a file of one line, whole or not at all, which `mode` lets read. Raises as `write_key_file`."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             with os.fdopen(descriptor, "w") as file:
-                file.write(key_text(key) + "\n")
+                file.write(text + "\n")
                 file.flush()
                 os.fsync(descriptor)
             if overwrite:
