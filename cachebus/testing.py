@@ -15,7 +15,7 @@ import re
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -202,10 +202,18 @@ class TransportBed:
     """One sender's datagrams arrive in the order of sending when none is lost. False where the link may reorder."""
     max_size: int = 1232
     """Largest datagram that it carries."""
+    tells_senders: bool = True
+    """Each node shows as another sender. False where something in between, as a hub, speaks for all."""
     window: int = 64
     """Datagrams that may be on their way at once without loss."""
     deadline: float = 5.0
     """Seconds until something awaited must have happened; also the time in which a stream must resume."""
+    unauthenticated: Callable[[], TransportSettings] | None = None
+    """Settings that leave out whatever authenticates the link. None where the codec alone authenticates."""
+    garbage: Callable[[TransportSettings], Awaitable[None]] | None = None
+    """Sends bytes that mean nothing to where the node of these settings listens. None where any bytes are a message."""
+    stalled: Callable[[TransportSettings], AbstractAsyncContextManager[object]] | None = None
+    """Stands in for the node of these settings, accepts links and never reads from them. None where nobody can."""
 
 
 Check = Callable[[TransportBed], Awaitable[None]]
@@ -252,6 +260,10 @@ def transport_contract() -> tuple[Check, ...]:
         delivers_ten_thousand_once,
         counts_in_plain_integers,
         is_silent_when_stopped,
+        stops_with_data_waiting,
+        is_authenticated_by_default,
+        garbage_disturbs_nobody,
+        stalled_peer_disturbs_nobody,
     )
 
 
@@ -285,23 +297,15 @@ async def keeps_one_senders_order(bed: TransportBed) -> None:
 async def carries_any_bytes(bed: TransportBed) -> None:
     """Whatever the bytes, they arrive as they are: a transport does not look into them."""
     every_byte = bytes(range(256))
-    sent = [
-        b"\0",
-        b"\xff",
-        b"\n",
-        every_byte,
-        b"\0" * bed.max_size,
-        (every_byte * 257)[: bed.max_size],
-        b"{}",
-        b"\r\n\r\n",
-    ]
+    sent = [b"\0", b"\xff", b"\n", every_byte, b"{}", b"\r\n\r\n"]
+    sent += [b"\0" * bed.max_size, (every_byte * 257)[: bed.max_size]]
     async with _nodes(bed, 2) as (first, second):
         await _send_paced(bed, first, sent, [second])
         assert Counter(second.inbox.data) == Counter(sent), "bytes were changed, cut or interpreted"
 
 
 async def names_the_sender(bed: TransportBed) -> None:
-    """All datagrams of one node show the same sender, those of different nodes different ones."""
+    """All datagrams of one node show the same sender, those of different nodes different ones (`tells_senders`)."""
     async with _nodes(bed, 3) as (first, second, receiver):
         for data in _numbered(5):
             first.transport.send(b"first" + data)
@@ -309,7 +313,8 @@ async def names_the_sender(bed: TransportBed) -> None:
         await _until(lambda: len(receiver.inbox.items) >= 10, bed, "datagrams did not arrive")
         senders = {(data[:5], sender) for data, sender in receiver.inbox.items}
         assert len(senders) == 2, "a sender has several names"
-        assert len({sender for _, sender in senders}) == 2, "two senders have the same name"
+        if bed.tells_senders:
+            assert len({sender for _, sender in senders}) == 2, "two senders have the same name"
 
 
 async def drops_what_is_too_large(bed: TransportBed) -> None:
@@ -325,7 +330,7 @@ async def drops_what_is_too_large(bed: TransportBed) -> None:
 
 async def survives_a_flood(bed: TransportBed) -> None:
     """More than fits, sent while nobody reads: no exception, no wait, nothing changed or repeated; then it works on."""
-    sent = [data.ljust(min(bed.max_size, _FLOOD_SIZE), b"x") for data in _numbered(_FLOOD)]
+    sent = _flood(bed)
     async with _nodes(bed, 2) as (first, second):
         started = time.perf_counter()
         for data in sent:
@@ -410,6 +415,60 @@ async def is_silent_when_stopped(bed: TransportBed) -> None:
         assert len(inbox.items) == received, "it received after it had stopped"
 
 
+async def stops_with_data_waiting(bed: TransportBed) -> None:
+    """Left with much to send, and one peer dead, it ends in time; what arrived is unchanged, once each, in order."""
+    sent = _flood(bed)
+    async with _nodes(bed, 3, only=1) as (second,):
+        async with bed.factory(bed.settings(0, 3), _Inbox()) as first:
+            await _settle(bed, first, second)
+            for data in sent:
+                first.send(data)
+            started = time.monotonic()
+        assert time.monotonic() - started < bed.deadline, "it did not stop in time"
+        await asyncio.sleep(10 * _STEP)
+        arrived = second.inbox.data
+        assert set(arrived) <= set(sent), "datagrams were changed"
+        assert len(set(arrived)) == len(arrived), "datagrams were repeated"
+        assert not bed.ordered or arrived == sorted(arrived), "datagrams came in another order than they were sent"
+
+
+async def is_authenticated_by_default(bed: TransportBed) -> None:
+    """Settings without what authenticates the link are refused when it is made."""
+    if bed.unauthenticated is not None:
+        with suppress(ConfigError):
+            made = bed.factory(bed.unauthenticated(), _Inbox())
+            raise AssertionError(f"{made!r} was made without authentication")
+
+
+async def garbage_disturbs_nobody(bed: TransportBed) -> None:
+    """Bytes that mean nothing are neither delivered nor in the way of what the peers send."""
+    if bed.garbage is None:
+        return
+    sent = _numbered(200)
+    async with _nodes(bed, 2) as (first, second):
+        for part in (sent[:100], sent[100:]):
+            await bed.garbage(bed.settings(1, 2))
+            await _send_paced(bed, first, part, [second])
+        assert Counter(second.inbox.data) == Counter(sent), "garbage was delivered, or cost datagrams"
+
+
+async def stalled_peer_disturbs_nobody(bed: TransportBed) -> None:
+    """A peer that never reads costs the others nothing and the sender no wait; what it misses is counted."""
+    if bed.stalled is None:
+        return
+    flood = _flood(bed)
+    async with AsyncExitStack() as stack:
+        inbox = _Inbox()
+        living = _Node(await stack.enter_async_context(bed.factory(bed.settings(1, 3), inbox)), inbox)
+        first = await stack.enter_async_context(bed.factory(bed.settings(0, 3), _Inbox()))
+        await stack.enter_async_context(bed.stalled(bed.settings(2, 3)))
+        await _settle(bed, first, living)
+        before = _failures(first)
+        await _send_paced(bed, _Node(first, _Inbox()), flood, [living])
+        assert Counter(inbox.data) == Counter(flood), "a peer that does not read cost the others datagrams"
+        assert _failures(first) > before, "what the peer that does not read missed is not counted"
+
+
 _FLOOD = 20_000
 _FLOOD_SIZE = 1232
 """Datagrams of the flood and their bytes: 25 MB are more than socket buffers and queues should take."""
@@ -476,6 +535,10 @@ async def _until(condition: Callable[[], bool], bed: TransportBed, complaint: st
 
 def _numbered(count: int) -> list[bytes]:
     return [b"datagram %06d" % number for number in range(count)]
+
+
+def _flood(bed: TransportBed) -> list[bytes]:
+    return [data.ljust(min(bed.max_size, _FLOOD_SIZE), b"x") for data in _numbered(_FLOOD)]
 
 
 def _failures(transport: Transport) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Self
 
@@ -192,8 +193,19 @@ def bed(factory: Callable[[MemoryNetwork], TransportFactory]) -> TransportBed:
     def of_node(index: int, count: int) -> TransportSettings:
         return settings(names[index], *(name for name in names[:count] if name != names[index]))
 
+    async def garbage(attacked: TransportSettings) -> None:
+        network.carry(Datagram("stranger", attacked.listen or "", b"garbage"))
+
     network = MemoryNetwork(automatic=True)
-    return TransportBed(factory=factory(network), settings=of_node, max_size=testing.MEMORY_MAX_SIZE, deadline=0.5)
+    return TransportBed(
+        factory=factory(network),
+        settings=of_node,
+        max_size=testing.MEMORY_MAX_SIZE,
+        deadline=0.5,
+        unauthenticated=lambda: of_node(0, 2),
+        garbage=garbage,
+        stalled=lambda settings: nullcontext(),
+    )
 
 
 RAISED_INSTEAD: dict[str, type[Exception]] = {
@@ -223,6 +235,10 @@ FAULTS: list[tuple[str, Check]] = [
     ("counts nothing", testing.counts_in_plain_integers),
     ("names badly", testing.counts_in_plain_integers),
     ("sends when stopped", testing.is_silent_when_stopped),
+    ("repeats", testing.stops_with_data_waiting),
+    ("has no authentication", testing.is_authenticated_by_default),
+    ("takes anything from anyone", testing.garbage_disturbs_nobody),
+    ("does not notice who is slow", testing.stalled_peer_disturbs_nobody),
 ]
 """What is wrong, and the check that must notice."""
 
