@@ -1,7 +1,8 @@
 """The certificates of links between nodes: read, watched, and matched against the configured peers.
 
-Decides what TLS such a link speaks (1.3 only, certificates on both sides, no resumption), when files have changed, and
-whose certificate one is. Knows no transport. No text of an error or log line holds anything of a private key.
+Decides what TLS such a link speaks (1.3 only, certificates on both sides, no resumption; with a broker 1.2 too), when
+files have changed, and whose certificate one is. Knows no transport. No text of an error or log line
+holds anything of a private key.
 
 Resumption is off because a resumed session skips what this is for: the peer's certificate is not looked at again, so
 one that has expired, or whose authority is no longer trusted, would go on working.
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography import x509
 
@@ -34,20 +36,22 @@ _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*
 
 _log = logging.getLogger(__name__)
 
+_Made = TypeVar("_Made", ssl.SSLContext, TlsMaterial)
 _Signature = tuple[tuple[int, ...] | None, ...]
 """Of each file: what changes when it is written or replaced; None where it cannot be looked at."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    server: ssl.SSLContext
-    client: ssl.SSLContext
-    material: TlsMaterial = field(repr=False)
-    expires: float
+    broker: ssl.SSLContext
+    server: ssl.SSLContext | None
+    client: ssl.SSLContext | None
+    material: TlsMaterial | None = field(repr=False)
+    expires: float | None
 
 
 class CertificateFiles:
-    """A `ports.Tls` over three PEM files: our certificate (with its chain), its private key, and the authorities.
+    """A `ports.Tls` over PEM files: the authorities', our certificate (with its chain), and its private key.
 
     The files are looked at whenever a context is asked for, which is once per connection: those that come after a
     change use the new ones, those that stand stay. New files that cannot be used leave the old in use and are told of
@@ -55,43 +59,58 @@ class CertificateFiles:
     """
 
     def __init__(
-        self, *, cert: Path, key: Path, ca: Path, peers: Iterable[str], clock: Callable[[], float] = time.time
+        self,
+        *,
+        ca: Path,
+        cert: Path | None = None,
+        key: Path | None = None,
+        peers: Iterable[str] = (),
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """`peers`: names of the peers, as dNSName stands in the subjectAltName of their certificates (RFC 5280).
 
-        Raises `ConfigError` when a file cannot be used, the key is open to others, or a name is none.
+        Without a certificate, or without peers, it is good for `broker_context` only. Raises `ConfigError` when a file
+        cannot be used, the key is open to everyone, or a name is none.
         """
+        if (cert is None) != (key is None):
+            raise ConfigError("tls: cert and key go together")
         self._cert, self._key, self._ca = cert, key, ca
         self._peers = frozenset(_peer_name(peer) for peer in peers)
-        if not self._peers:
-            raise ConfigError("tls.peers: is empty, so nobody could connect")
         self._clock = clock
         self._signature = self._look()
         self._loaded = self._load()
 
     def __repr__(self) -> str:
         """The files' names only."""
-        return f"CertificateFiles(cert={str(self._cert)!r}, key={str(self._key)!r}, ca={str(self._ca)!r})"
+        return f"CertificateFiles(ca={str(self._ca)!r}, cert={str(self._cert)!r}, key={str(self._key)!r})"
 
     @property
-    def expires(self) -> float:
-        """When our certificate ends to be valid, in seconds since the epoch."""
+    def expires(self) -> float | None:
+        """When our certificate ends to be valid, in seconds since the epoch; None without one."""
         return self._current().expires
 
     def server_context(self) -> ssl.SSLContext:
-        """For what connects to us: TLS 1.3, and a certificate is demanded. Shared: change nothing about it."""
-        return self._current().server
+        """For what connects to us: TLS 1.3, and a certificate is demanded. Shared: change nothing about it.
+
+        Raises `ConfigError` without a certificate of our own, or without peers.
+        """
+        return self._for_peers(self._current().server)
 
     def client_context(self) -> ssl.SSLContext:
         """For what we connect to: TLS 1.3, and our certificate is shown. Shared: change nothing about it.
 
-        It does not compare names: ask `identify` for the peer's once the connection stands.
+        It does not compare names: ask `identify` for the peer's once the connection stands. Raises `ConfigError`
+        without a certificate of our own, or without peers.
         """
-        return self._current().client
+        return self._for_peers(self._current().client)
+
+    def broker_context(self) -> ssl.SSLContext:
+        """For a server that is no peer: TLS 1.2 or later, its certificate of our CA and for the host connected to."""
+        return self._current().broker
 
     def material(self) -> TlsMaterial:
-        """What both contexts are made of."""
-        return self._current().material
+        """What the contexts between peers are made of. Raises `ConfigError` as they do."""
+        return self._for_peers(self._current().material)
 
     def identify(self, certificate: bytes | None) -> str:
         """The configured name that is a dNSName of this certificate (DER): equal but for case, wildcards excluded.
@@ -123,15 +142,28 @@ class CertificateFiles:
             except ConfigError as error:
                 _log.error("tls: %s; the files read before stay in use", error)
             else:
-                _log.info("tls: %s, %s and %s were read again", self._cert, self._key, self._ca)
+                _log.info("tls: read again: %r", self)
         return self._loaded
 
+    def _for_peers(self, made: _Made | None) -> _Made:
+        if made is None:
+            raise ConfigError("tls: cert and key are missing, which links between nodes need")
+        if not self._peers:
+            raise ConfigError("tls.peers: is empty, so no peer could connect")
+        return made
+
     def _look(self) -> _Signature:
-        return tuple(_state(path) for path in (self._cert, self._key, self._ca))
+        return tuple(_state(path) for path in (self._ca, self._cert, self._key) if path is not None)
 
     def _load(self) -> _Loaded:
+        authorities = _read(self._ca)
+        broker = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        broker.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._trust(broker, authorities)
+        if self._cert is None or self._key is None:
+            return _Loaded(broker, None, None, None, None)
         material = TlsMaterial(
-            certificate=_read(self._cert), key=_read(self._key, private=True), authorities=_read(self._ca)
+            certificate=_read(self._cert), key=_read(self._key, private=True), authorities=authorities
         )
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -141,32 +173,37 @@ class CertificateFiles:
             context.minimum_version = ssl.TLSVersion.TLSv1_3
             context.verify_mode = ssl.CERT_REQUIRED
             context.options |= ssl.OP_NO_TICKET
-            self._fill(context, material)
-        return _Loaded(server, client, material, self._validity(material))
+            self._trust(context, authorities)
+        for context in (broker, server, client):
+            _present(context, self._cert, self._key)
+        return _Loaded(broker, server, client, material, self._validity(self._cert, material))
 
-    def _fill(self, context: ssl.SSLContext, material: TlsMaterial) -> None:
+    def _trust(self, context: ssl.SSLContext, authorities: bytes) -> None:
         try:
-            context.load_verify_locations(cadata=material.authorities.decode("ascii"))
+            context.load_verify_locations(cadata=authorities.decode("ascii"))
         except (ssl.SSLError, ValueError):
             raise ConfigError(f"{self._ca}: holds no certificate of an authority in PEM") from None
-        try:
-            context.load_cert_chain(self._cert, self._key, password=_no_password)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", None) or (error.strerror if isinstance(error, OSError) else str(error))
-            raise ConfigError(f"{self._cert} with {self._key}: cannot be used: {reason}") from None
 
-    def _validity(self, material: TlsMaterial) -> float:
+    def _validity(self, path: Path, material: TlsMaterial) -> float:
         """When our certificate ends; warns when that, or its beginning, makes it useless now."""
         try:
             certificate = x509.load_pem_x509_certificate(material.certificate)
         except ValueError:
-            raise ConfigError(f"{self._cert}: holds no certificate in PEM") from None
+            raise ConfigError(f"{path}: holds no certificate in PEM") from None
         begin, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
         if self._clock() > end:
-            _log.warning("tls: the certificate in %s has expired: peers will refuse it", self._cert)
+            _log.warning("tls: the certificate in %s has expired: peers will refuse it", path)
         elif self._clock() < begin:
-            _log.warning("tls: the certificate in %s is not valid yet: peers will refuse it", self._cert)
+            _log.warning("tls: the certificate in %s is not valid yet: peers will refuse it", path)
         return end
+
+
+def _present(context: ssl.SSLContext, cert: Path, key: Path) -> None:
+    try:
+        context.load_cert_chain(cert, key, password=_no_password)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or (error.strerror if isinstance(error, OSError) else str(error))
+        raise ConfigError(f"{cert} with {key}: cannot be used: {reason}") from None
 
 
 def _peer_name(text: str) -> str:
@@ -196,7 +233,7 @@ def _read(path: Path, *, private: bool = False) -> bytes:
         if not stat.S_ISREG(mode):
             raise ConfigError(f"{path}: is not a regular file")
         if private and mode & stat.S_IRWXO:
-            raise ConfigError(f"{path}: mode {stat.S_IMODE(mode):04o} lets others read it; run: chmod 600 {path}")
+            raise ConfigError(f"{path}: holds a private key and lets everyone in; run: chmod o= {path}")
         data = file.read(MAX_FILE + 1)
     if len(data) > MAX_FILE:
         raise ConfigError(f"{path}: is longer than {MAX_FILE} bytes")

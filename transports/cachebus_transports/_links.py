@@ -22,8 +22,8 @@ from typing import ClassVar, Protocol, Self
 
 from cachebus.errors import ConfigError, FrameError, TransportError
 from cachebus.ports import Framing, Receive, Sender, Tls, TransportSettings
+from cachebus_transports._address import Address, parse_endpoint
 from cachebus_transports._stream import MAX_ZSTD_LEVEL, MIN_ZSTD_LEVEL, ZSTD_LEVEL, Deliver, Outbox
-from cachebus_transports.udp import Address, parse_endpoint
 
 CONNECT_TIMEOUT = 2.5
 """Seconds for TCP's part of connecting: one repetition of a lost SYN (after 1 s) has time to be answered."""
@@ -34,7 +34,7 @@ FIRST_BACKOFF, MAX_BACKOFF = 0.1, 2.0
 
 With `CONNECT_TIMEOUT` they keep a peer's return within 5 s."""
 STABLE = 5.0
-"""Seconds that a link must have stood before the next attempt counts as a first: no peer that refuses us is hammered."""
+"""Seconds that a link must have stood for the next attempt to be a first one: no peer that refuses us is hammered."""
 CLOSE_TIMEOUT = 1.0
 """Seconds that a peer has to take what is on its way when we stop."""
 FLUSH_TIMEOUT = 10.0
@@ -366,7 +366,9 @@ class StreamTransport:
             raise ConfigError(f"insecure: {self.KIND} has no cleartext form")
         if insecure and self.tls is not None:
             raise ConfigError("insecure: contradicts `tls`; leave one of them out")
-        if self.tls is None and not insecure:
+        if self.tls is not None:
+            self.tls.client_context()  # raises unless it has what links between peers need
+        elif not insecure:
             loopback = ", or `insecure: true` between loopback addresses" if self.CLEARTEXT else ""
             raise ConfigError(f"{self.KIND} needs `tls` (cert, key, ca, peers){loopback}")
         for address in () if not insecure else (*peers, *(() if self.listen is None else (self.listen,))):

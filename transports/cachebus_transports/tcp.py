@@ -22,6 +22,7 @@ from typing import ClassVar, cast
 
 from cachebus.errors import FrameError, TransportError
 from cachebus.ports import Receive, Sender, TransportSettings
+from cachebus_transports._address import Address, family_of
 from cachebus_transports._links import (
     CLOSE_TIMEOUT,
     CONNECT_TIMEOUT,
@@ -36,7 +37,6 @@ from cachebus_transports._links import (
     why,
 )
 from cachebus_transports._stream import SUBSCRIBE, Incoming, Outbox, Outgoing
-from cachebus_transports.udp import Address
 
 MAX_HANDSHAKES = 128
 """Unfinished handshakes at a time, of whomever; some 100 KiB each."""
@@ -77,7 +77,7 @@ class TcpTransport(StreamTransport):
     async def connect(self, address: Address, outbox: Outbox) -> Link:
         """Open a connection to a peer. Raises `OSError`, or `TransportError` when it is not one of our peers."""
         loop = asyncio.get_running_loop()
-        opened = socket.socket(_family(address), socket.SOCK_STREAM)
+        opened = socket.socket(family_of(address), socket.SOCK_STREAM)
         try:
             opened.setblocking(False)  # noqa: FBT003 - the argument has no name
             async with asyncio.timeout(CONNECT_TIMEOUT):
@@ -103,7 +103,7 @@ class TcpTransport(StreamTransport):
         """Listen. Raises `OSError`."""
         for address in _addresses_to_bind(self.listen):
             port = self._listening[0].getsockname()[1] if self._listening else address[1]
-            listening = socket.socket(_family(address), socket.SOCK_STREAM)
+            listening = socket.socket(family_of(address), socket.SOCK_STREAM)
             self._listening.append(listening)
             listening.setblocking(False)  # noqa: FBT003 - likewise
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart need not wait for TIME_WAIT
@@ -339,10 +339,6 @@ def _tune(opened: socket.socket) -> None:
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
-
-
-def _family(address: Address) -> socket.AddressFamily:
-    return socket.AF_INET if len(address) == 2 else socket.AF_INET6
 
 
 def _addresses_to_bind(listen: Address | None) -> tuple[Address, ...]:
