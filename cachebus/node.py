@@ -33,8 +33,9 @@ from cachebus.filters.trust import DirectJudge, DnstapJudge
 from cachebus.history import History
 from cachebus.holdings import Holdings
 from cachebus.metrics import render
+from cachebus.outlet import Outlet
 from cachebus.ports import Clock, Sink, Transport, Verdict
-from cachebus.publisher import Outlet, Publisher
+from cachebus.publisher import Publisher
 from cachebus.registry import installed_transports
 from cachebus.sdnotify import Notifier
 from cachebus.shim.shim import Shim

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -19,7 +19,8 @@ from cachebus.cache import Cache
 from cachebus.filters.noise import Noise
 from cachebus.filters.policy import Policy
 from cachebus.history import History
-from cachebus.ports import Clock, Codec, Transport
+from cachebus.outlet import Outlet
+from cachebus.ports import Clock, LeftOut
 from cachebus.wire.message import same_data
 
 MAX_QUEUED = 20_000
@@ -29,15 +30,6 @@ SLICE = 64
 
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Outlet:
-    """One transport with its codec."""
-
-    name: str
-    codec: Codec
-    transport: Transport
 
 
 class Publisher:
@@ -74,6 +66,7 @@ class Publisher:
     ) -> None:
         await self._idle.wait()
         for outlet in self._outlets:
+            self._guarded(self._part_from, outlet)
             await outlet.transport.flush()
         if self._task is not None:
             self._task.cancel()
@@ -124,48 +117,90 @@ class Publisher:
         self._history.record(now, answer.qname, "not-shared", f"{answer.type}: {refusal.value}")
 
     async def _send_queued(self) -> None:
+        monotonic = asyncio.get_running_loop().time
         while True:
-            await self._wake.wait()
-            self._wake.clear()
+            await self._until_needed()
             while self._queue:
                 batch = [self._queue.popleft() for _ in range(min(SLICE, len(self._queue)))]
-                try:
-                    self._send(batch, self._clock())
-                except Exception:  # noqa: BLE001 - transports may be anybody's: the next batch goes out whatever one raises
+                if not self._guarded(self._send, batch, self._clock(), monotonic()):
                     for answer in batch:
                         self._noise.unsent(answer)
-                    self.errors += 1
-                    if not self.errors & (self.errors - 1):  # the 1st, 2nd, 4th ...: a flood must not fill the log
-                        _log.exception("%d batches could not be sent so far", self.errors)
+                self._flush_due(monotonic())
                 await asyncio.sleep(0)
+            self._flush_due(monotonic())
             self._idle.set()
 
-    def _send(self, batch: Sequence[Answer], now: float) -> None:
-        nowhere: dict[Answer, Refusal] | None = None
+    async def _until_needed(self) -> None:
+        """Wait until answers are queued, or until what waits for company in an outlet is due."""
+        due = min((outlet.due for outlet in self._outlets if outlet.due is not None), default=None)
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(due):
+                await self._wake.wait()
+        self._wake.clear()
+
+    def _flush_due(self, monotonic: float) -> None:
         for outlet in self._outlets:
-            messages, refused = outlet.codec.encode(batch, now)
-            for message in messages:
-                outlet.transport.send(message)
-            left_out = self.left_out[outlet.name]
-            for _, refusal in refused:
-                left_out[refusal] = left_out.get(refusal, 0) + 1
-            reasons = dict(refused)
-            nowhere = reasons if nowhere is None else {one: nowhere[one] for one in nowhere if one in reasons}
+            if outlet.due is not None and outlet.due <= monotonic:
+                self._guarded(self._flush, outlet)
+
+    def _guarded(self, step: Callable[..., None], *arguments: object) -> bool:
+        """Do a step that calls codecs and transports, which may be anybody's: the next goes on whatever one raises."""
+        try:
+            step(*arguments)
+        except Exception:  # noqa: BLE001 - see above
+            self.errors += 1
+            if not self.errors & (self.errors - 1):  # the 1st, 2nd, 4th ...: a flood must not fill the log
+                _log.exception("%d batches could not be sent so far", self.errors)
+            return False
+        return True
+
+    def _send(self, batch: Sequence[Answer], now: float, monotonic: float) -> None:
+        lost: set[Answer] | None = None
+        for outlet in self._outlets:
+            left = self._count_left_out(outlet, outlet.send(batch, now, monotonic))
+            lost = left if lost is None else lost & left
         for answer in batch:
-            left = nowhere.get(answer) if nowhere else None
-            if left is None:
-                self.published += 1
-                event, detail = "shared", Evidence(answer.evidence).text
-            else:
-                self._noise.unsent(answer)
-                event, detail = "not-shared", left.value
-            self._history.record(now, answer.qname, event, f"{answer.type}: {detail}")
+            if lost and answer in lost:
+                continue
+            self.published += 1
+            self._history.record(now, answer.qname, "shared", f"{answer.type}: {Evidence(answer.evidence).text}")
+        self._unsend(lost or ())
+
+    def _flush(self, outlet: Outlet) -> None:
+        left = self._count_left_out(outlet, outlet.flush(self._clock()))
+        if len(self._outlets) == 1:
+            self._unsend(left)
+
+    def _part_from(self, outlet: Outlet) -> None:
+        self._flush(outlet)
+        outlet.take_leave()
+
+    def _unsend(self, answers: Iterable[Answer]) -> None:
+        for answer in answers:
+            self._noise.unsent(answer)
+
+    def _count_left_out(self, outlet: Outlet, left: Sequence[LeftOut]) -> set[Answer]:
+        if not left:
+            return set()
+        now = self._clock()
+        counts = self.left_out[outlet.name]
+        for answer, refusal in left:
+            counts[refusal] = counts.get(refusal, 0) + 1
+            detail = f"{answer.type} on {outlet.name}: {refusal.value}"
+            self._history.record(now, answer.qname, "not-shared", detail)
+        return {answer for answer, _ in left}
+
+    def greet(self) -> None:
+        """Tell the peers on every outlet that this node is here; to be called at the start and now and then."""
+        now = self._clock()
+        for outlet in self._outlets:
+            self._guarded(outlet.greet, now)
 
     def statistics(self) -> Mapping[str, int]:
         """Counters; refusals by reason are in `refused` and `left_out`."""
         return {
             "published": self.published,
-            "queued": len(self._queue),
+            "queued": len(self._queue) + sum(outlet.waiting for outlet in self._outlets),
             "dropped": self.dropped,
             "errors": self.errors,
         }

@@ -40,8 +40,9 @@ from cachebus.errors import CachebusError
 from cachebus.filters.noise import Noise, NoiseSettings
 from cachebus.filters.policy import Policy, PolicySettings
 from cachebus.history import History
+from cachebus.outlet import Outlet
 from cachebus.ports import Datagram, Receive, Sender, Transport, TransportSettings
-from cachebus.publisher import Outlet, Publisher
+from cachebus.publisher import Publisher
 from cachebus.registry import load_transport
 from cachebus.subscriber import Subscriber, in_batches
 from cachebus.wire.tsig import Key

@@ -13,9 +13,10 @@ from cachebus.codecs.dns import DnsCodec, DnsCodecSettings
 from cachebus.filters.noise import Noise, NoiseSettings
 from cachebus.filters.policy import Policy, PolicySettings
 from cachebus.history import History
+from cachebus.outlet import Outlet
 from cachebus.ports import TransportSettings
 from cachebus.presentation import name_from_text
-from cachebus.publisher import MAX_QUEUED, Outlet, Publisher
+from cachebus.publisher import MAX_QUEUED, Publisher
 from cachebus.subscriber import Subscriber
 from cachebus.testing import ManualClock, MemoryNetwork, MemoryTransport
 from tests.core_bed import NOW, address, answer, key, rrset, rrsig

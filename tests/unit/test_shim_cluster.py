@@ -20,9 +20,10 @@ from cachebus import assembly
 from cachebus.cache import Cache
 from cachebus.config import loads
 from cachebus.history import History
+from cachebus.outlet import Outlet
 from cachebus.ports import TransportSettings
 from cachebus.presentation import name_from_text
-from cachebus.publisher import Outlet, Publisher
+from cachebus.publisher import Publisher
 from cachebus.shim import UpstreamSettings
 from cachebus.shim.exchange import Exchange, compose_query
 from cachebus.shim.learn import Learner
