@@ -70,8 +70,8 @@ def test_dead_data_is_gone_everywhere_at_its_first_expiry(farm: Path, running: E
         eventually(lambda node=node: node.status()["sources"]["resolver"]["connections"], CONNECT, "connected")
 
     half = len(QUESTIONS) // 2
-    ask_all(stale.unbound.endpoint, QUESTIONS[:half])
-    ask_all(fresh.unbound.endpoint, QUESTIONS[half:])
+    assert len(ask_all(stale.unbound.endpoint, QUESTIONS[:half])) == half
+    assert len(ask_all(fresh.unbound.endpoint, QUESTIONS[half:])) == half
     server.stop()
     death = time.monotonic() + TTL + ROUNDING
     crossed = {question.name for question in QUESTIONS[half:]}

@@ -6,14 +6,15 @@ import itertools
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import dns.message
 import pytest
 
 from tests.farm.authoritative import Nsd
 from tests.farm.client import Question, ask, ask_all
-from tests.farm.node import dnstap_source
-from tests.farm.pair import Pair, dead_upstreams
+from tests.farm.node import CachebusNode, Cluster, dnstap_source, unbound_sink
+from tests.farm.pair import Pair, check_same, dead_upstreams
 from tests.farm.process import Process, eventually
 from tests.farm.unbound import Unbound
 from tests.farm.zones import PLAIN, Zones
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.interop
 RESUMED_WITHIN = 5.0
 """Seconds that the issue allows."""
 FIRST_FILL = 10.0
+CONNECTS_WITHIN = 10.0
 
 
 class Scene:
@@ -76,6 +78,30 @@ def test_unbound_b_is_filled_again_after_a_reload(scene: Scene) -> None:
     scene.pair.unbound_b.control("reload")
     eventually(scene.pair.unbound_b.is_ready, RESUMED_WITHIN, "Unbound B has reloaded")
     scene.pair.unbound_b.wait_for_data(scene.learned, RESUMED_WITHIN)
+
+
+def test_a_restarted_resolver_has_what_it_had_learned_itself(farm: Path, running: ExitStack, zones: Zones) -> None:
+    """With nobody left to ask: neither an authoritative server nor a peer."""
+    require("unbound", "nsd")
+    nsd = running.enter_context(Nsd(farm, zones.files))
+    stubs = dict.fromkeys(zones.names, nsd.endpoint)
+    resolver = Unbound(farm, stubs=stubs, anchors=[zones.anchor], dnstap=farm / "tap")
+    cluster = Cluster()
+    cluster.add("a")
+    sources = {"resolver": dnstap_source(farm / "tap", validating=True)}
+    sinks = {"resolver": unbound_sink(resolver.control_path)}
+    node = running.enter_context(CachebusNode(farm, cluster.config("a", sources=sources, sinks=sinks)))
+    running.enter_context(resolver)
+    eventually(
+        lambda: node.status()["sources"]["resolver"]["connections"], CONNECTS_WITHIN, "the resolver is connected"
+    )
+    learned = ask_all(resolver.endpoint, zones.questions)
+    assert len(learned) == len(set(zones.questions))
+    eventually(lambda: all(node.lookup(question) for question in learned), FIRST_FILL, "the node has it all")
+    nsd.stop()
+    resolver.restart()
+    resolver.wait_for_data(learned.values(), RESUMED_WITHIN)
+    check_same(learned, ask_all(resolver.endpoint, zones.questions), secure=True)
 
 
 @pytest.mark.parametrize("name", ["unbound-b", "authoritative", "unbound-a", "node-a", "node-b"])
