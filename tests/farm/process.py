@@ -14,7 +14,7 @@ from typing import Self, TypeVar
 
 from tests.servers import find
 
-START_DEADLINE = 15.0
+START_DEADLINE = 30.0
 """Seconds within which every server of the farm answers, even when two busy cores are shared."""
 STOP_DEADLINE = 10.0
 """Seconds a server has to end after SIGTERM before it is killed."""
