@@ -1,0 +1,404 @@
+"""Codec `batch`: many answers in one envelope under one MAC (docs/wire/batch.md).
+
+Decides whose an envelope is, whether it is timely and new, and which of its answers are answers (trust rules 6 and 8).
+What may be shared or accepted is the policy's matter, what stays in the cache the cache's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from cachebus.answer import Answer, Evidence, Refusal, RRset
+from cachebus.codecs.form import Raw, split_names, take, usual_rrset
+from cachebus.codecs.offsets import ClockOffsets
+from cachebus.errors import ConfigError
+from cachebus.filters.chain import DEFAULT_MAX_TTL
+from cachebus.ports import Datagram, LeftOut
+from cachebus.wire import rrtypes
+from cachebus.wire.batch import (
+    MAX_ENVELOPE,
+    MAX_ITEMS,
+    Body,
+    Columns,
+    Compression,
+    Entry,
+    Kind,
+    Opener,
+    Sealer,
+    compress,
+    read_body,
+    read_columns,
+    unpack,
+    write_entry,
+    write_payload,
+)
+from cachebus.wire.sequence import MAX_ORIGINS, Streams, new_stream
+from cachebus.wire.stream import LengthFraming
+from cachebus.wire.tsig import Key
+
+DEFAULT_ENVELOPE = 64 * 1024
+"""Bytes of an envelope at most: a quarter of what every broker carries, and 1,000 answers."""
+MIN_ENVELOPE = 512
+"""Bytes; below it, the overhead of an envelope leaves no room for an answer."""
+COMPRESS_FROM = 256
+"""Bytes of payload from which on compressing is tried: zstd gains nothing on one or two answers."""
+_PAYLOAD_OVERHEAD = 24
+"""Bytes of msgpack around the columns at most: the array's header and those of three byte strings."""
+_VALIDATING = 4
+"""Bit of an answer's first byte, above its level."""
+_VALIDATED = Evidence.VALIDATED
+_new = tuple.__new__
+
+_Level = tuple[Evidence, bool] | Refusal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchCodecSettings:
+    """How one transport speaks codec `batch`."""
+
+    node: str
+    """The origin that our envelopes name. What comes in under it is our own."""
+    cluster: str
+    transport: str
+    """Name of the transport: the provenance of what comes in."""
+    key: Key
+    """Signs what is sent; accepted on receipt."""
+    more_keys: tuple[Key, ...] = ()
+    """Accepted on receipt too: the others of a cluster with one key per sender, or the old one in a rollover."""
+    max_message: int = DEFAULT_ENVELOPE
+    """Bytes of an envelope that we send."""
+    max_ttl: int = DEFAULT_MAX_TTL
+    infrastructure: bool = False
+    accept: frozenset[Evidence] = frozenset(Evidence)
+    """Levels taken on receipt."""
+    zstd: bool = False
+    policy_hash: str = ""
+    """Hash of the settings that the draft wants alike in a network; hellos carry it. Empty: not said, not compared."""
+
+
+class PeerPresence(NamedTuple):
+    """What is known of one origin on this transport, for `status`."""
+
+    stream: int
+    heard: float
+    """When its last envelope came: seconds since the epoch; 0.0 when it is only remembered from a previous run."""
+    policy_agrees: bool | None
+    """Whether its last hello carried our policy hash; None before the first."""
+    gone: bool
+
+
+class BatchCodec:
+    """The `Codec` of ports.py. Keeps the streams of all origins, so one transport has one."""
+
+    def __init__(self, settings: BatchCodecSettings, *, start: float | None) -> None:
+        """`start`: when the node began to listen; None takes envelopes of any time (reading a file).
+
+        Raises `ConfigError` for a limit out of range.
+        """
+        if not MIN_ENVELOPE <= settings.max_message <= MAX_ENVELOPE:
+            raise ConfigError(f"transport {settings.transport}: an envelope has {MIN_ENVELOPE} to {MAX_ENVELOPE} bytes")
+        self.framing = LengthFraming()
+        self._settings = settings
+        self._sealer = Sealer(settings.key)
+        keys = (settings.key, *settings.more_keys)
+        self._opener = Opener(keys)
+        self._levels = {key.name: _levels(key, settings.accept) for key in keys}
+        self._room = settings.max_message - _PAYLOAD_OVERHEAD - self._sealer.overhead(settings.cluster, settings.node)
+        self._streams = Streams(start=start)
+        self._offsets = ClockOffsets()
+        self._policies: dict[str, bool] = {}
+        self._stream = 0 if start is None else new_stream(start)
+        self._sequence = 0
+        self._hellos = 0
+        self._wills = 0
+        self._namesakes = 0
+        self._envelopes = 0
+
+    def inherit(self, previous: BatchCodec) -> None:
+        """Go on with the streams that the codec which this one replaces has heard, and with the one it has sent."""
+        self._streams = previous._streams
+        self._offsets = previous._offsets
+        self._policies = previous._policies
+        self._stream, self._sequence = previous._stream, previous._sequence
+        self._hellos, self._wills = previous._hellos, previous._wills
+        self._namesakes, self._envelopes = previous._namesakes, previous._envelopes
+
+    # State
+
+    def tick(self, monotonic: float) -> None:
+        """Say what a clock shows that nobody sets, in seconds, about once a second: `Streams.tick`."""
+        self._streams.tick(monotonic)
+
+    def state(self) -> dict[str, int]:
+        """What is to be kept over a restart: the newest stream id of each origin, our own too."""
+        kept = self._streams.state()
+        if self._stream:
+            kept[self._settings.node] = self._stream
+        return kept
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Take what `state` gave in a previous run; before anything is sent, the will included.
+
+        Where the clock was set back since, our stream begins above the one before it all the same: peers refuse others.
+        """
+        heard = dict(state)
+        own = heard.pop(self._settings.node, 0)
+        if own >= self._stream > 0:
+            self._stream = new_stream(0.0, after=own)
+        self._streams.restore(heard)
+
+    def counters(self) -> dict[str, int]:
+        """Of the streams heard: `gaps` (missing now), `duplicates`, `reordered`, `restarts`, `origins`. Of all:
+        `envelopes`, `hellos` and `wills` taken, `namesakes` (another process speaks under our name), `policy_differs`
+        (origins whose last hello carried another policy hash than ours)."""
+        counters = self._streams.counters()
+        counters["envelopes"] = self._envelopes
+        counters["hellos"] = self._hellos
+        counters["wills"] = self._wills
+        counters["namesakes"] = self._namesakes
+        counters["policy_differs"] = sum(not agrees for agrees in self._policies.values())
+        return counters
+
+    def presence(self) -> dict[str, PeerPresence]:
+        """What is known of each origin, by name."""
+        return {
+            name: PeerPresence(known.stream, known.heard, self._policies.get(name), known.gone)
+            for name, known in self._streams.presence().items()
+        }
+
+    def clock_offsets(self, now: float) -> dict[str, float]:
+        """Per origin heard of in the last minutes: seconds by which its clock is behind ours (negative: ahead)."""
+        return self._offsets.offsets(now)
+
+    # Out
+
+    def encode(self, answers: Sequence[Answer], now: float) -> tuple[list[bytes], list[LeftOut]]:
+        """Envelopes of at most `max_message` bytes, as few as hold the answers, in their order."""
+        messages: list[bytes] = []
+        left_out: list[LeftOut] = []
+        entries: list[Entry] = []
+        room, items, time_ms = self._room, MAX_ITEMS - 3, int(now * 1000)
+        for answer in answers:
+            learned = answer[5]
+            entry: Entry | None = None
+            for rrset in answer[2]:
+                if learned + rrset[2] <= now or not rrset[2]:
+                    left_out.append((answer, Refusal.EXPIRED))
+                    break
+            else:
+                entry = write_entry(answer, time_ms)
+                if entry is None or entry.size > self._room or len(entry.rdatas) > MAX_ITEMS - 3:
+                    left_out.append((answer, Refusal.OVERSIZE))
+                    entry = None
+            if entry is None:
+                continue
+            room -= entry.size
+            items -= len(entry.rdatas)
+            if room < 0 or items < 0:
+                messages.append(self._seal(entries, now))
+                entries = []
+                room, items = self._room - entry.size, MAX_ITEMS - 3 - len(entry.rdatas)
+            entries.append(entry)
+        if entries:
+            messages.append(self._seal(entries, now))
+        return messages, left_out
+
+    def _seal(self, entries: list[Entry], now: float) -> bytes:
+        payload = write_payload(entries)
+        compression = Compression.NONE
+        if self._settings.zstd and len(payload) >= COMPRESS_FROM:
+            compression, payload = compress(payload)
+        return self._sealer.seal(self._next(now, Kind.ANSWERS, compression, payload))
+
+    def _next(self, now: float, kind: Kind, compression: Compression, payload: bytes) -> Body:
+        if not self._stream:
+            self._stream = new_stream(now)
+        self._sequence += 1
+        settings = self._settings
+        return Body(
+            settings.cluster, settings.node, self._stream, self._sequence, int(now * 1000), kind, compression, payload,
+            {"policy": settings.policy_hash} if settings.policy_hash else {},
+        )  # fmt: skip
+
+    def hello(self, now: float) -> bytes:
+        """An envelope without answers: it shows that we are here, what was lost before it, and our policy hash."""
+        return self._sealer.seal(self._next(now, Kind.HELLO, Compression.NONE, b""))
+
+    def will(self) -> bytes | None:
+        """What a broker says when our connection ends; None without a start, for then no stream has begun."""
+        if not self._stream:
+            return None
+        settings = self._settings
+        gone = Body(settings.cluster, settings.node, self._stream, 0, 0, Kind.GONE, Compression.NONE, b"", {})
+        return self._sealer.seal(gone)
+
+    # In
+
+    def decode_all(self, batch: Sequence[Datagram], now: float) -> tuple[list[Answer], list[Refusal]]:
+        """Authenticate, refuse what is not new, check the form of each answer, for each of many envelopes.
+
+        A reason for each envelope that is refused, and for each answer of an envelope that is taken without it.
+        """
+        answers: list[Answer] = []
+        refusals: list[Refusal] = []
+        for data, _ in batch:
+            refusal = self._decode(data, now, answers, refusals)
+            if refusal is not None:
+                refusals.append(refusal)
+        return answers, refusals
+
+    def _decode(self, data: bytes, now: float, answers: list[Answer], refusals: list[Refusal]) -> Refusal | None:
+        opened = self._opener.open(data)
+        if isinstance(opened, Refusal):
+            return opened
+        key, packed = opened
+        body = read_body(packed)
+        if isinstance(body, Refusal):
+            return body
+        refusal = self._refuse(key, body, now)
+        if refusal is not None:
+            return refusal
+        if body.kind != Kind.ANSWERS:
+            self._greet(body)
+            return None
+        payload = unpack(body.compression, body.payload)
+        if isinstance(payload, Refusal):
+            return payload
+        columns = read_columns(payload)
+        if isinstance(columns, Refusal):
+            return columns
+        names = split_names(columns.names)
+        if names is None or not _fit(columns, names):
+            return Refusal.MALFORMED
+        self._envelopes += 1
+        self._take(columns, names, body, key, now, answers, refusals)
+        return None
+
+    def _refuse(self, key: Key, body: Body, now: float) -> Refusal | None:
+        """Why an authentic envelope is not taken: cluster, origin, time, sender, stream and number, in this order."""
+        settings = self._settings
+        origin, stream = body.origin, body.stream
+        if body.cluster != settings.cluster:
+            return Refusal.WRONG_CLUSTER
+        if key.origins and origin not in key.origins:
+            return Refusal.WRONG_ORIGIN
+        sent = body.time_ms / 1000
+        refusal = None if body.kind == Kind.GONE else self._streams.refuse_time(sent, now)
+        if refusal is not None:
+            return refusal
+        if origin == settings.node:
+            self._namesakes += stream != self._stream
+            return Refusal.OWN_MESSAGE
+        if body.kind == Kind.GONE:
+            return None if self._streams.gone(origin, stream) else Refusal.OLD_STREAM
+        refusal = self._streams.take(origin, stream, body.sequence, now)
+        if refusal is None:
+            self._offsets.note(origin, now - sent, now)
+        return refusal
+
+    def _greet(self, body: Body) -> None:
+        if body.kind == Kind.GONE:
+            self._wills += 1
+            return
+        self._hellos += 1
+        theirs, ours = body.extra.get("policy"), self._settings.policy_hash
+        if ours and isinstance(theirs, str):
+            if len(self._policies) >= MAX_ORIGINS:
+                self._policies.clear()
+            self._policies[body.origin] = theirs == ours
+
+    def _take(
+        self,
+        columns: Columns,
+        names: list[bytes],
+        body: Body,
+        key: Key,
+        now: float,
+        answers: list[Answer],
+        refusals: list[Refusal],
+    ) -> None:
+        """Take the answers of an envelope whose columns fit each other."""
+        heads, rows, _, rdatas = columns
+        settings = self._settings
+        transport, signer, origin = settings.transport, key.text, body.origin
+        levels, max_ttl, infrastructure = self._levels[key.name], settings.max_ttl, settings.infrastructure
+        time_ms = body.time_ms
+        at_name = at_row = at_rdata = 0
+        for meta, count, qtype, age in heads:
+            qname = names[at_name]
+            at_name += 1
+            learned = (time_ms - age) / 1000
+            if learned > now:
+                learned = now
+            level = levels[meta]
+            evidence, validating = (_VALIDATED, False) if isinstance(level, Refusal) else level
+            chain: tuple[RRset, ...] | Refusal | None = None
+            if count == 1:
+                rrtype, ttl, records, signatures, named = rows[at_row]
+                after = at_rdata + records
+                end = after + signatures
+                if not named and rrtype == qtype and (signatures or evidence is not _VALIDATED):
+                    sigs = rdatas[after:end] if signatures else []
+                    rrset = usual_rrset(qname, qtype, ttl, rdatas[at_rdata:after], sigs, learned, max_ttl)
+                    if rrset is not None:
+                        chain = (rrset,)
+                        at_row += 1
+                        at_rdata = end
+            if chain is None:
+                raw, at_name, at_rdata = _raw(rows[at_row : at_row + count], names, at_name, rdatas, at_rdata)
+                at_row += count
+                chain = take(qname, qtype, raw, evidence, learned, max_ttl, infrastructure)
+            if isinstance(level, Refusal):
+                refusals.append(level)
+            elif isinstance(chain, Refusal):
+                refusals.append(chain)
+            elif learned + min([rrset[2] for rrset in chain]) <= now:
+                refusals.append(Refusal.EXPIRED)
+            else:
+                whole = (qname, qtype, chain, evidence, origin, learned, validating, transport, signer)
+                answers.append(_new(Answer, whole))
+
+
+def _raw(
+    rows: Sequence[tuple[int, int, int, int, int]], names: list[bytes], at_name: int, rdatas: list[bytes], at_rdata: int
+) -> tuple[list[Raw], int, int]:
+    """The RRsets of the answer whose name is before `at_name`, and the positions after it."""
+    raw: list[Raw] = []
+    expected = names[at_name - 1]
+    for rrtype, ttl, records, signatures, named in rows:
+        owner = expected
+        if named:
+            owner = names[at_name]
+            at_name += 1
+        after = at_rdata + records
+        end = after + signatures
+        raw.append((owner, rrtype, ttl, rdatas[at_rdata:after], rdatas[after:end]))
+        if rrtype == rrtypes.CNAME and records:
+            expected = rdatas[at_rdata].lower()
+        at_rdata = end
+    return raw, at_name, at_rdata
+
+
+def _fit(columns: Columns, names: list[bytes]) -> bool:
+    """Whether the columns are as long as they say of each other."""
+    heads, rows, _, rdatas = columns
+    sets = sum([head[1] for head in heads])
+    records = named = 0
+    for row in rows:
+        records += row[2] + row[3]
+        named += row[4]
+        if row[4] > 1:
+            return False
+    return sets == len(rows) and records == len(rdatas) and named + len(heads) == len(names)
+
+
+def _levels(key: Key, accept: frozenset[Evidence]) -> list[_Level]:
+    """By an answer's first byte: its level, no higher than the key's, and whether its origin validates."""
+    levels: list[_Level] = [Refusal.MALFORMED] * 256
+    for level in Evidence:
+        taken = min(level, key.max_evidence)
+        for bit in (0, _VALIDATING):
+            levels[level | bit] = (taken, bool(bit)) if taken in accept else Refusal.EVIDENCE_TOO_WEAK
+    return levels
