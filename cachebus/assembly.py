@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from ipaddress import ip_network
 
 from cachebus.answer import Evidence
-from cachebus.codecs.dns import DnsCodec, DnsCodecSettings, QuestionMode
-from cachebus.config import Config, models, transports
+from cachebus.config import Config, models
 from cachebus.errors import ConfigError, FrameError
 from cachebus.filters.noise import Noise, NoiseSettings
 from cachebus.filters.policy import Policy, PolicySettings
 from cachebus.filters.settings import JudgeSettings, Pairing, ResolverFrames
 from cachebus.filters.trust import DirectJudge, DnstapJudge, IsFilled
 from cachebus.holdings import Holdings
-from cachebus.ports import Clock, Receive, Sink, Source, Transport, TransportSettings
-from cachebus.registry import load_transport
+from cachebus.links import Owner
+from cachebus.ports import Clock, Sink, Source
 from cachebus.shim.settings import LOOPBACK, ShimSettings, UpstreamSettings
 from cachebus.sinks.callback import CallbackSink
 from cachebus.sinks.unbound import DEFAULT_RATE, Refill, UnboundSink
@@ -40,11 +40,6 @@ class Intake:
     name: str
     source: Source
     judge: DnstapJudge | DirectJudge
-
-
-def levels(lowest: Evidence) -> frozenset[Evidence]:
-    """A level and everything stronger."""
-    return frozenset(level for level in Evidence if level >= lowest)
 
 
 def make_policy(share: models.Share) -> Policy:
@@ -158,43 +153,26 @@ def make_key(name: str, key: models.Key) -> Key:
     )
 
 
-def make_codec(config: Config, name: str, *, start: float | None) -> DnsCodec:
-    """The codec of one transport."""
-    transport = config.transports[name]
-    keys = [make_key(key, config.keys[key]) for key in transport.accepted_keys]
-    return DnsCodec(
-        DnsCodecSettings(
-            transport=name,
-            key=keys[0],
-            more_keys=tuple(keys[1:]),
-            question=QuestionMode(transport.question.value),
-            max_message=transport.longest,
-            max_ttl=config.share.max_ttl,
-            infrastructure=config.share.infrastructure,
-            accept=levels(transport.accept.minimum_evidence),
-        ),
-        start=start,
-    )
-
-
-def make_transport(config: Config, name: str, receive: Receive) -> Transport:
-    """One transport, found by its type among the installed ones."""
-    transport = config.transports[name]
-    settings = TransportSettings(
-        name=name,
+def make_owner(config: Config) -> Owner:
+    """On whose behalf a node's links are made."""
+    return Owner(
         node=config.node,
         cluster=config.cluster,
-        listen=transport.listen,
-        peers=transport.peers,
-        url=transport.url,
-        options=transport.options,
+        keys={name: make_key(name, key) for name, key in config.keys.items()},
+        max_ttl=config.share.max_ttl,
+        infrastructure=config.share.infrastructure,
+        policy_hash=policy_hash(config),
     )
-    return load_transport(transport.type)(settings, receive)
 
 
-def sends(transport: transports.Transport) -> bool:
-    """Whether a transport has a key to sign with and somebody to send to."""
-    return transport.key is not None and bool(transport.peers or transport.type != "udp")
+def policy_hash(config: Config) -> str:
+    """Hash of the settings that the draft wants alike in a network: what is trusted, and what of private names.
+
+    Only compared, so its first 64 bits are enough.
+    """
+    trusted = sorted({level for source in config.sources.values() for level in source.trust})
+    words = [f"trust {' '.join(level.text for level in trusted)}", f"private_names {config.share.private_names.value}"]
+    return sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
 def make_sink(name: str, sink: models.Sink, *, refill: Refill, holdings: Holdings, clock: Clock) -> Sink | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import signal
 import time
@@ -18,14 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cachebus import __version__, assembly
+from cachebus import __version__, assembly, links
 from cachebus import config as configuration
 from cachebus.admin.reports import lookup_report, status_report, why_report
 from cachebus.admin.server import AdminServer
 from cachebus.admin.view import Report
 from cachebus.answer import Answer
 from cachebus.cache import Cache
-from cachebus.codecs.dns import DnsCodec
 from cachebus.config import Config
 from cachebus.errors import CachebusError
 from cachebus.filters.noise import Noise
@@ -34,11 +34,12 @@ from cachebus.history import History
 from cachebus.holdings import Holdings
 from cachebus.metrics import render
 from cachebus.outlet import Outlet
-from cachebus.ports import Clock, Sink, Transport, Verdict
+from cachebus.ports import Clock, Codec, Sink, Transport, Verdict
 from cachebus.publisher import Publisher
 from cachebus.registry import installed_transports
 from cachebus.sdnotify import Notifier
 from cachebus.shim.shim import Shim
+from cachebus.state import State, StateFile
 from cachebus.subscriber import Subscriber, in_batches
 from cachebus.wire.message import NOERROR, NXDOMAIN
 
@@ -46,6 +47,8 @@ TICK = 1.0
 """Seconds between two rounds of housekeeping: the finest that TTLs and evidence windows need."""
 DESCRIPTORS = 16_384
 """File descriptors asked for: the shim's default bounds need 3,000, its largest more than this."""
+GREET_EVERY = 30
+"""Rounds between two hellos, and two writings of the state: half of the age at which a message is too old."""
 CLOCK_WARNING = 5.0
 """Seconds of clock difference to a peer worth a warning: a tenth of what TTLs of a minute can bear."""
 
@@ -63,7 +66,7 @@ class Parts:
         self._running = False
         self.sinks: dict[str, Sink] = {}
         self.transports: dict[str, Transport] = {}
-        self.codecs: dict[str, DnsCodec] = {}
+        self.codecs: dict[str, Codec] = {}
         self.subscribers: dict[str, Subscriber] = {}
         self.intakes: dict[str, assembly.Intake] = {}
         self.shim: Shim | None = None
@@ -78,9 +81,9 @@ class Parts:
             noise=self.noise,
             cache=keep.cache,
             outlets=[
-                Outlet(name, self.codecs[name], transport)
+                Outlet(name, self.codecs[name], transport, links.make_collect(config.transports[name]))
                 for name, transport in self.transports.items()
-                if assembly.sends(config.transports[name])
+                if links.sends(config.transports[name])
             ],
             history=keep.history,
             clock=clock,
@@ -105,10 +108,14 @@ class Parts:
                 self.sinks[name] = made
 
     def _make_transports(self) -> None:
-        for name in self._config.transports:
-            codec = assembly.make_codec(self._config, name, start=self._clock())
-            if (previous := self._keep.codecs.get(name)) is not None:
+        owner = assembly.make_owner(self._config)
+        for name, section in self._config.transports.items():
+            codec = links.make_codec(name, section, owner, start=self._clock())
+            previous = self._keep.codecs.get(name)
+            if type(previous) is type(codec):
                 codec.inherit(previous)
+            else:
+                codec.restore(self._keep.streams.get(name, {}))
             subscriber = Subscriber(
                 codec=codec,
                 policy=self.policy,
@@ -119,7 +126,7 @@ class Parts:
             )
             self.codecs[name] = codec
             self.subscribers[name] = subscriber
-            self.transports[name] = assembly.make_transport(self._config, name, in_batches(subscriber))
+            self.transports[name] = links.make_transport(name, section, owner, codec, in_batches(subscriber))
 
     def _deliver_to(self, judge: DnstapJudge | DirectJudge) -> assembly.Deliver:
         def deliver(frame: bytes, now: float) -> None:
@@ -194,7 +201,11 @@ class Kept:
         self.cache = Cache(config.node, max_entries=config.cache.max_entries, max_bytes=config.cache.max_bytes)
         self.history = History(config.node)
         self.holdings = Holdings()
-        self.codecs: Mapping[str, DnsCodec] = {}
+        self.codecs: Mapping[str, Codec] = {}
+        directory = config.state or os.environ.get("STATE_DIRECTORY")
+        self._state = None if directory is None else StateFile(Path(directory))
+        self.streams: State = {} if self._state is None else self._state.load()
+        """What the previous run had seen."""
         self.judges: Mapping[str, DnstapJudge | DirectJudge] = {}
         self.noise: Noise | None = None
         self._refilled = float("-inf")
@@ -203,6 +214,12 @@ class Kept:
         """What a resolver that lost its cache is given, in slices; this node's own data among it."""
         self._refilled = now
         return self.cache.slices(now)
+
+    def save(self) -> None:
+        """Write what has to outlive the process."""
+        if self._state is not None:
+            seen = {name: dict(codec.state()) for name, codec in self.codecs.items()}
+            self._state.save({**self.streams, **seen})
 
     def filled(self, owner: bytes, rrtype: int, now: float) -> bool:
         """Whether this RRset lives and a sink was given it: then a resolver that has it may have it from us."""
@@ -231,9 +248,11 @@ class Node:
         self._admin: AdminServer | None = None
         self._housekeeping: asyncio.Task[None] | None = None
         self._far_clocks: frozenset[tuple[str, str]] = frozenset()
+        self._rounds = 0
 
     async def __aenter__(self) -> Self:
         await self._parts.__aenter__()
+        self._keep.save()  # our own streams, before anybody can have heard a message of them twice
         try:
             self._admin = await self._open_admin(self._config)
         except BaseException:
@@ -250,6 +269,7 @@ class Node:
             await asyncio.gather(self._housekeeping, return_exceptions=True)
         await self._close_admin()
         await self._parts.__aexit__(kind, error, trace)
+        self._keep.save()
 
     async def _open_admin(self, config: Config) -> AdminServer | None:
         admin = config.admin
@@ -308,6 +328,10 @@ class Node:
     def _tidy(self, now: float) -> None:
         self._keep.cache.sweep(now)
         self._parts.tick(now)
+        self._rounds += 1
+        if self._rounds % GREET_EVERY == 0:
+            self._parts.publisher.greet()
+            self._keep.save()
         monotonic = asyncio.get_running_loop().time()
         self._far_clocks = self._parts.look_at_clocks(now, monotonic, self._far_clocks)
 
@@ -339,7 +363,9 @@ class Node:
         refused = dict(subscriber.refused)
         for reason, count in parts.publisher.left_out.get(name, {}).items():
             refused[reason] = refused.get(reason, 0) + count
-        counters: dict[str, Any] = {**parts.transports[name].statistics(), **subscriber.statistics()}
+        counters: dict[str, Any] = {
+            **parts.transports[name].statistics(), **parts.codecs[name].counters(), **subscriber.statistics()
+        }
         if name in parts.publisher.left_out:
             counters["dropped"] = counters.get("dropped", 0) + parts.publisher.dropped
         return {

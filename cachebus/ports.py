@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from cachebus.answer import Answer, Refusal
 from cachebus.filters.verdict import Verdict as Verdict  # the word of `Judge`, defined where the judges are
@@ -129,6 +129,19 @@ class Codec(Protocol):
 
     def counters(self) -> Mapping[str, int]:
         """What only the codec sees, as `gaps`, by snake_case name. Refusals are not among it: they are given."""
+        ...
+
+    def inherit(self, previous: Any) -> None:
+        """Go on with what the codec of the same kind has seen that this one replaces: a reload must open no way for
+        replays."""
+        ...
+
+    def state(self) -> Mapping[str, int]:
+        """What has to outlive the process: the newest stream of each origin, by name."""
+        ...
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Take what `state` gave in a previous run, before anything is sent."""
         ...
 
     def tick(self, monotonic: float) -> None:

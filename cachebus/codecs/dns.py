@@ -96,6 +96,13 @@ class DnsCodec:
         self._verifier.inherit(previous._verifier)
         self._peers = previous._peers
 
+    def state(self) -> Mapping[str, int]:
+        """Nothing: a message of before the start is refused by its time."""
+        return {}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Nothing to take."""
+
     def tick(self, monotonic: float) -> None:
         """Say what a clock shows that nobody sets, in seconds, about once a second: `Verifier.tick`."""
         self._verifier.tick(monotonic)

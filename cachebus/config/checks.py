@@ -76,6 +76,8 @@ class Checker:
         if config.shim is not None:
             self._shim(config.shim)
         self._admin(config.admin)
+        if config.state is not None and not config.state.is_dir():
+            self._tools.report(("state",), f"{config.state} is not a directory")
 
     # Keys
 

@@ -229,16 +229,19 @@ def _unknown_key(location: Place, place: Place, document: Document) -> str:
         section = str(place[0])
     if key in LATER.get(section, ()):
         return NOT_YET
-    known = set(_model_at(location[:-1]).model_fields)
+    known = set(_model_at(location[:-1], document).model_fields)
     if section == "transports":
         kind = document.at(*place[:2], "type")
         known |= set(OPTIONS[str(kind.value)].model_fields) if kind is not None and kind.value in OPTIONS else set()
     return f"unknown key{suggest(key, sorted(known))}"
 
 
-def _model_at(location: Place) -> type[BaseModel]:
+def _model_at(location: Place, document: Document) -> type[BaseModel]:
     """Find the model that pydantic was filling at a location of an error."""
     annotation: Any = Config
+    kind = document.at(*location[:2], "type") if location[:1] == ("transports",) and len(location) > 2 else None
+    if kind is not None and location[2] not in Transport.model_fields:
+        annotation, location = OPTIONS[str(kind.value)], location[2:]  # a key of the transport's type
     for step in location:
         annotation = _below(annotation, step)
     model: type[BaseModel]

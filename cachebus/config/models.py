@@ -365,6 +365,9 @@ class Config(Section):
     """cachebus's own DNS server; off unless set."""
     admin: Admin = Admin()
     """How people and monitoring look into the node."""
+    state: File | None = None
+    """Directory where the node keeps which streams of its peers it has heard, so that none of an earlier one is taken
+    after a restart. Unless set, the directory that systemd gives (`StateDirectory=`), else none."""
 
     _warnings: tuple[Problem, ...] = PrivateAttr(default=())
 

@@ -86,7 +86,10 @@ class Tools:
         if kind != "file":
             raise ConfigError("must be `file:PATH` or `env:VAR`")
         path = self.directory / rest
-        if path.stat().st_mode & stat.S_IRWXO:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for its other end
+            raise ConfigError(f"{path} is not a file")
+        if mode & stat.S_IRWXO:
             raise ConfigError(f"{path} holds a secret and lets everyone in; run: chmod o= {path}")
         with path.open("rb") as file:
             return file.read(MAX_SECRET_FILE).decode().rstrip("\r\n")
