@@ -33,8 +33,8 @@ TRACED_SECONDS = 60.0
 """Seconds after which no more are."""
 SLICE = 500
 """Examples between two looks at the clock while tracing."""
-MAY_TAKE = 1800.0
-"""Seconds after which a target that cannot be interrupted is given up."""
+MAY_TAKE = 3600.0
+"""Seconds after which a target that cannot be interrupted is given up: the longest takes 250 on a core of its own."""
 
 
 class Branches(NamedTuple):

@@ -11,6 +11,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from pydantic import BaseModel
+
 from cachebus.config import Config, ConfigErrors, loads, models, transports
 from cachebus.config.document import MAX_DEPTH, MAX_NODES, Document, natural, parse
 from cachebus.config.problems import Problem
@@ -51,14 +53,35 @@ SECTIONS = (
     'shim: {listen: ["127.0.0.1:53"], upstreams: ["127.0.0.1:5335", {address: "::1", validating: true, tls_name: a.b}]}\n',
     'admin: {socket: /run/cachebus/api.sock, http: "127.0.0.1:9853"}\n',
     'admin: {http: "0.0.0.0:80", http_beyond_loopback: true}\ncluster: home\n',
+    KEYS
+    + 'transports: {m: {type: mqtt, url: "mqtts://a@broker:8883", key: k, username: a, password: "env:K", qos: 1, zstd: true, tls: {ca: /dev/null}}}\n',
+    KEYS
+    + 'transports: {m: {type: mqtt, url: "mqtt://:b@[::1]:1", key: k, password: "file:/dev/null", tls: {ca: /etc/passwd, cert: /etc/passwd}}}\n',
+    KEYS
+    + 'transports: {m: {type: mqtt, url: "mqtts://b", key: k, keys: [k], tls: {ca: /c, cert: /a, key: /etc/passwd, peers: [a.b]}}}\n',
+    KEYS
+    + 'transports: {m: {type: mqtt, key: k, password: "file:/proc/self/io"}, n: {type: mqtt, url: "http://b:0", key: k}}\n',
+    'transports: {t: {type: tcp, listen: "192.0.2.1:5391", peers: ["192.0.2.2:5391"], tls: {ca: /a, cert: /b, key: /etc/passwd, peers: {a.b: {origins: [a], max_evidence: confirmed}}}}}\n',
+    'transports: {t: {type: tcp, listen: "127.0.0.1:5391", peers: ["[::1]:1", "192.0.2.1:1", "::"], insecure: true, zstd: true}, u: {type: tcp, listen: "127.0.0.1:5391"}}\n',
+    KEYS
+    + 'transports: {q: {type: quic, peers: ["192.0.2.2:1"], key: k, keys: [k], insecure: true, tls: {ca: /a, peers: ["a..b"]}}, r: {type: quic, listen: "[::]:0"}}\n',
+    KEYS
+    + 'transports: {g: {type: multicast, group: "[ff02::5390]:5390", key: k, hops: 2, interface: lo, sources: [192.0.2.1]}, h: {type: multicast, group: "192.0.2.1:1", key: k}}\n',
+    KEYS
+    + 'transports: {z: {type: zeromq, bind: ["tcp://127.0.0.1:1"], connect: ["ipc:///a"], key: k, hwm: 5, curve: {secret: /s, server: x, allow: {a: y}}}}\n',
+    KEYS
+    + 'transports: {z: {type: zeromq, key: k, listen: "127.0.0.1:1", url: a, tls: {ca: /a}, flush: {count: 9, bytes: 1KiB, interval: 1s}}, y: {type: zeromq, codec: cdns, key: k}}\n',
 )
+TYPES = frozenset({"udp", "vendor", "multicast", "mqtt", "zeromq", "tcp", "quic"})
+MODELS: tuple[type[BaseModel], ...] = (
+    models.Config, models.Key, models.DnstapSource, models.StreamSource, models.FileSource, models.ServerTls,
+    models.UnboundSink, models.CallbackSink, models.Share, models.Rate, models.Cache, models.Shim, models.Upstream,
+    models.Admin, transports.Transport, transports.Accept, transports.Flush, transports.Peer, transports.TransportTls,
+    transports.Curve, *transports.OPTIONS.values(),
+)  # fmt: skip
 NAMES = tuple(sorted({
     key
-    for model in (models.Config, models.Key, models.DnstapSource, models.StreamSource, models.FileSource,
-                  models.ServerTls, transports.Transport, transports.Accept, transports.Flush,
-                           transports.TransportTls, transports.Curve, *transports.OPTIONS.values(), models.UnboundSink,
-                  models.CallbackSink, models.Share, models.Rate, models.Cache, models.Shim, models.Upstream,
-                  models.Admin)
+    for model in MODELS
     for key in model.model_fields
 } | {"hints", "swild", "tls", "k", "lan", "[key]", "dnstap", "site", "qos", "url"}))  # fmt: skip
 WORDS = ("dnstap", "stream", "file", "udp", "unbound", "callback", "cache", "confirmed", "validated", "127.0.0.1:53",
@@ -234,7 +257,7 @@ class ConfigTarget(_YamlTarget):
         )
 
     def check(self, example: str, rng: Random) -> bool:
-        types = {"udp", "vendor"} if rng.random() < 0.8 else None
+        types = TYPES if rng.random() < 0.8 else None
         environment = {"K": SECRET, "X": f"k:hmac-sha256:{SECRET}"} if rng.random() < 0.7 else {}
         try:
             config = loads(example, file="f", environment=environment, transport_types=types, directory=Path("/"))

@@ -224,7 +224,7 @@ class EndpointTarget(TextTarget):
     name = "endpoint"
     parts = (
         Part("cachebus/cli/bus.py", only=("parse_url", "parse_peer", "resolve", "_is_address")),
-        Part("transports/cachebus_transports/udp.py", only=("parse_endpoint",)),
+        Part("transports/cachebus_transports/_address.py", only=("parse_endpoint",)),
     )
     pieces = (
         *ODD_TEXT,
