@@ -13,6 +13,7 @@ from cachebus_transports.mqtt import MAX_MESSAGE, MqttTransport
 from cachebus.ports import TransportSettings
 from cachebus.testing import Check, TransportBed, transport_contract
 from tests.farm.mosquitto import Mosquitto
+from tests.farm.nats import Nats
 from tests.servers import require
 
 pytestmark = pytest.mark.interop
@@ -27,15 +28,22 @@ def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
         yield broker
 
 
+@pytest.fixture(scope="module")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nats]:
+    require("nats-server")
+    with Nats(tmp_path_factory.mktemp("n")) as broker:
+        yield broker
+
+
 def bed(url: str, *, qos: int) -> TransportBed:
     cluster = f"contract-{next(_CLUSTERS)}"
 
     def settings(index: int, count: int) -> TransportSettings:
-        return TransportSettings(
-            name="wan", node=f"node-{index}", cluster=cluster, url=url, will=b"gone", options={"qos": qos}
-        )
+        return TransportSettings(name="wan", node=f"node-{index}", cluster=cluster, url=url, options={"qos": qos})
 
-    return TransportBed(factory=MqttTransport, settings=settings, max_size=MAX_MESSAGE, window=16)
+    # With QoS 1 each message is four packets, most of them through this one process.
+    deadline = 15.0 if qos else 5.0
+    return TransportBed(factory=MqttTransport, settings=settings, max_size=MAX_MESSAGE, window=16, deadline=deadline)
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -58,3 +66,8 @@ def test_contract_over_mosquitto(
     check: Check, qos: int, mosquitto: Mosquitto, run: Callable[[Check, TransportBed], None]
 ) -> None:
     run(check, bed(mosquitto.url(), qos=qos))
+
+
+@pytest.mark.parametrize("check", transport_contract(), ids=lambda check: check.__name__)
+def test_contract_over_nats(check: Check, nats: Nats, run: Callable[[Check, TransportBed], None]) -> None:
+    run(check, bed(nats.url(), qos=0))

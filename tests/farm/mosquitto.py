@@ -25,6 +25,7 @@ class Mosquitto(Process):
         tls: Path | None = None,
         access: Sequence[str] = (),
         bridge_to: int | None = None,
+        anonymous: bool = True,
         options: Sequence[str] = (),
     ) -> None:
         super().__init__(directory, name)
@@ -32,6 +33,7 @@ class Mosquitto(Process):
         self.tls = tls
         self.access = list(access)
         self.bridge_to = bridge_to
+        self.anonymous = anonymous
         self.options = list(options)
 
     def url(self, cluster: str = "") -> str:
@@ -47,10 +49,9 @@ class Mosquitto(Process):
             access.write_text("\n".join(self.access) + "\n")
             access.chmod(0o600)
             lines += [f"acl_file {access}"]
-        lines += self.options
-        lines += [f"listener {self.port} 127.0.0.1", "socket_domain ipv4"]
+        lines += [f"listener {self.port} 127.0.0.1", "socket_domain ipv4", *self.options]
         if self.tls is None:
-            lines += ["allow_anonymous true"]
+            lines += [f"allow_anonymous {str(self.anonymous).lower()}"]
         else:
             lines += [
                 f"cafile {self.tls / 'ca.pem'}",

@@ -25,7 +25,7 @@ from typing import Self
 
 from paho.mqtt.enums import MQTTProtocolVersion
 
-from cachebus.errors import TransportError
+from cachebus.errors import CachebusError
 from cachebus.ports import Receive, TransportSettings
 from cachebus_transports.mqtt_link import Link
 from cachebus_transports.mqtt_options import node_of, parse_options
@@ -251,7 +251,7 @@ class MqttTransport:
                 end = End.LOST
             elif end is End.REFUSED or version is not MQTTProtocolVersion.MQTTv5:
                 self._fail(session.reason or "the connection was closed without a word")
-        except (OSError, ssl.SSLError, TransportError) as error:  # TimeoutError is an OSError
+        except (OSError, CachebusError) as error:  # those of TLS and of time are of OSError
             self._fail(str(error) or type(error).__name__)
             end = End.LOST
         finally:
