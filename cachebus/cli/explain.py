@@ -111,7 +111,7 @@ def explain(
 def _capture_rows(file: Path, kind: Format | None, settings: JudgeSettings, now: float | None) -> Iterator[Row]:
     kind = kind or recognise(file)
     frames = open_capture(file, kind)
-    if kind is Format.DNSTAP:
+    if kind.is_dnstap:
         return dnstap_rows(frames, settings)
     return direct_rows(frames, settings, recorded=file.stat().st_mtime if now is None else now)
 

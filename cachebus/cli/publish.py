@@ -91,7 +91,7 @@ def rows(file: Path, settings: JudgeSettings) -> Iterator[Row]:
     """The judged frames of a capture; those of a wire file carry no time of their own, and take the file's."""
     kind = recognise(file)
     frames = open_capture(file, kind)
-    if kind is Format.DNSTAP:
+    if kind.is_dnstap:
         return dnstap_rows(frames, settings)
     return direct_rows(frames, settings, recorded=file.stat().st_mtime)
 

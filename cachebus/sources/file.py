@@ -1,7 +1,7 @@
 """Capture files: what kind a file is, its frames one after the other, and a source that delivers them once.
 
-Decides the format by content (Frame Streams with dnstap, or DNS messages with a u32 length before each). Refuses to
-know what a frame says, but for the time in a dnstap frame: what a file tells was learned when it was recorded.
+Decides the format by content (Frame Streams with dnstap, C-DNS, or DNS messages with a u32 length before each). Refuses
+to know what a frame says, but for the time in a dnstap frame: what a file tells was learned when it was recorded.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Self
 from cachebus.errors import ConfigError, FrameError
 from cachebus.ports import Clock
 from cachebus.sources.listen import READ_SIZE, Deliver
+from cachebus.wire.cdns import FILE_TYPE
+from cachebus.wire.cdns_messages import CdnsFileReceiver
 from cachebus.wire.dnstap import decode
 from cachebus.wire.framestream import (
     MAX_CONTROL_FRAME,
@@ -32,8 +34,9 @@ from cachebus.wire.framestream import (
 
 MIN_MESSAGE = 12
 """Bytes of the shortest DNS message, a bare header (RFC 1035 section 4.1.1)."""
-_CDNS = b"\x83\x65C-DNS"
-"""How a C-DNS file starts (RFC 8618 section 7.3): an array of three, the first of them this text."""
+
+TURN = 256
+"""Frames delivered before the event loop gets its turn: a slice of dnstap has as many, a block of C-DNS thousands."""
 
 logger = logging.getLogger(__name__)
 
@@ -45,31 +48,40 @@ class Format(Enum):
     """A Frame Streams file of dnstap payloads."""
     WIRE = "wire"
     """DNS messages, each after its length as u32."""
+    CDNS = "cdns"
+    """C-DNS (RFC 8618), whose items are given as dnstap payloads."""
+
+    @property
+    def is_dnstap(self) -> bool:
+        """Whether the frames that are given are dnstap payloads, and so a `DnstapJudge`'s."""
+        return self is not Format.WIRE
 
 
 def recognise(path: str | os.PathLike[str]) -> Format:
     """Give the format of a file by its first bytes.
 
-    Raises `FrameError` when it is neither, `ConfigError` when it cannot be read or is not a regular file.
+    Raises `FrameError` when it is none, `ConfigError` when it cannot be read or is not a regular file.
     """
     head = next(_slices(Path(path), size=3 * 4), b"")
     first, control, kind = (int.from_bytes(head[at : at + 4]) for at in (0, 4, 8))
     if len(head) == 12 and not first and 4 <= control <= MAX_CONTROL_FRAME:
         if kind in (ControlType.START, ControlType.READY):
             return Format.DNSTAP
+    elif head.startswith(FILE_TYPE):
+        return Format.CDNS
     elif len(head) > 4 and MIN_MESSAGE <= first <= MAX_MESSAGE:
         return Format.WIRE
     if not head:
         raise FrameError(f"{path}: the file is empty")
-    if head.startswith(_CDNS):
-        raise FrameError(f"{path}: a C-DNS file, which cannot be read here")
-    raise FrameError(f"{path}: neither dnstap (Frame Streams) nor DNS messages with their length before them")
+    raise FrameError(
+        f"{path}: neither dnstap (Frame Streams) nor C-DNS, nor DNS messages with their length before them"
+    )
 
 
 def open_capture(path: str | os.PathLike[str], kind: Format | None = None) -> Iterator[bytes]:
-    """Give the frames of a file in order: dnstap payloads, or DNS messages. Without `kind`, by its content.
+    """Give the frames of a file in order: dnstap payloads (of C-DNS too), or DNS messages. Without `kind`, by content.
 
-    Raises `FrameError`, naming the file and the byte, when it is neither, is cut off or corrupt: what came before has
+    Raises `FrameError`, naming the file and the byte, when it is none, is cut off or corrupt: what came before has
     been given by then. Raises `ConfigError` when it cannot be read. Both are raised at once where that is possible.
     """
     path = Path(path)
@@ -87,7 +99,13 @@ def _frames(path: Path, receiver: Receiver, slices: Iterator[bytes]) -> Iterator
 
 
 def _receiver(kind: Format) -> Receiver:
-    return FrameStreamReceiver() if kind is Format.DNSTAP else LengthPrefixedReceiver()
+    match kind:
+        case Format.DNSTAP:
+            return FrameStreamReceiver()
+        case Format.CDNS:
+            return CdnsFileReceiver()
+        case Format.WIRE:
+            return LengthPrefixedReceiver()
 
 
 def _slices(path: Path, *, size: int) -> Iterator[bytes]:
@@ -173,11 +191,13 @@ class FileSource:
                 self._bytes += len(data)
                 for frame in receiver.receive_data(data):
                     now = self._clock()
-                    said = _recorded(frame) if kind is Format.DNSTAP else recorded
+                    said = _recorded(frame) if kind.is_dnstap else recorded
                     # A judge's time does not run backwards, and frames are not always in order.
                     time = min(max(time, said or recorded), now)
                     self._frames += 1
                     self._deliver(frame, time)
+                    if not self._frames % TURN:
+                        await asyncio.sleep(0)
                 await asyncio.sleep(0)
             receiver.receive_end()
         except (FrameError, ConfigError) as error:

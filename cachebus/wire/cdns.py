@@ -33,6 +33,7 @@ STORAGE: Final = 0
 COLLECTION: Final = 1
 TICKS_PER_SECOND: Final = 0
 STORAGE_HINTS: Final = 2
+STORAGE_FLAGS: Final = 5
 RR_HINTS: Final = 2
 TTL_AND_RDATA: Final = 3
 """RR hints: both are stored."""
@@ -91,8 +92,9 @@ _QR_HINTS: Final = 1 << 0 | 1 << 4 | 1 << 7 | 1 << 10 | 1 << 15
 """time-offset, qr-signature-index, query-name-index, response-processing-data, response-answer-sections."""
 _SIGNATURE_HINTS: Final = 1 << 3 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 16
 """qr-type, qr-sig-flags, dns-flags, query-class-type, query-qdcount, response-rcode."""
+_ANONYMISED_DATA: Final = 1
 _NORMALIZED_NAMES: Final = 4
-"""storage-flags: names are in lower case."""
+"""storage-flags. Ours says the latter: names are in lower case."""
 
 
 class Parameters(NamedTuple):
@@ -105,6 +107,10 @@ class Parameters(NamedTuple):
     host: str
     """Name of the collecting host; empty when it is not told."""
     generator: str
+    anonymised: bool
+    """Names, addresses or RDATA are others than on the wire."""
+    normalised: bool
+    """Names have lost their case."""
 
 
 def file_preamble(node: str, generator: str) -> bytes:
@@ -139,11 +145,14 @@ def _parameters(found: Mapping[int, object]) -> Parameters:
     storage = as_map(found.get(STORAGE))
     hints = as_map(storage.get(STORAGE_HINTS))
     collection = as_map(found.get(COLLECTION, {}))
+    flags = number_or(storage, STORAGE_FLAGS, 0)
     return Parameters(
         number(storage, TICKS_PER_SECOND),
         number(hints, RR_HINTS) & TTL_AND_RDATA == TTL_AND_RDATA,
         string(collection, HOST_ID),
         string(collection, GENERATOR_ID),
+        bool(flags & _ANONYMISED_DATA),
+        bool(flags & _NORMALIZED_NAMES),
     )
 
 

@@ -55,6 +55,9 @@ name and type, RRsets."""
 _Record = tuple[int, int, int, int]
 """Indexes of the owner and of class and type, TTL, index of the RDATA."""
 
+MAX_EXPANDED: Final = 8 << 20
+"""Bytes of records that a block may stand for, heads of 12 bytes included, when every index is followed: a list may be
+meant by many items, a large RDATA by many records. Eight times the largest block; ours stand for twice their size."""
 MAX_TTL_FIELD: Final = 0xFFFFFFFF
 _IN: Final = 1
 _FEW: Final = 24
@@ -182,9 +185,13 @@ def _usual_items(data: bytes, at: int) -> tuple[list[bytes], list[Item]] | None:
     if _ITEMS(data, end + 4, len(data)) is None or len(data) - end > (MAX_BLOCK_ITEMS + 1) * _ITEM.size:
         return None
     items: list[Item] = []
+    most = MAX_EXPANDED // (max(map(len, names)) + 12)
     for offset, signature, name, meta, listed in _ITEM.iter_unpack(data[end + 4 :]):
         flags, kind = signatures[signature]
         chosen = lists[listed]
+        most -= len(chosen) // 3
+        if most < 0:
+            return None
         rrsets = _group(_INDEXES[chosen[0] & 31].unpack(chosen), records, types, names)
         owners.add(name)
         items.append((meta, flags & RESPONSE_AD != 0, offset, names[name], types[kind], rrsets))
@@ -306,6 +313,7 @@ def _long_way(data: bytes, start: int, ticks: int) -> BusBlock:
     found = as_array(block.get(QUERY_RESPONSES))
     if len(found) > MAX_BLOCK_ITEMS:
         raise FrameError("C-DNS: a block of too many items")
+    _check_expanded(found, tables)
     types = [rrtype if rrclass == _IN else -1 for rrtype, rrclass in tables.classtypes]
     try:
         items = [_item(as_map(one), tables, types) for one in found]
@@ -315,6 +323,17 @@ def _long_way(data: bytes, start: int, ticks: int) -> BusBlock:
         raise FrameError("C-DNS: an index leads nowhere, or an RRSIG stands apart from its RRset") from error
     names.update(item[3] for item in items)
     return BusBlock(head, parameters, earliest, policy, list(names), items)
+
+
+def _check_expanded(found: list[object], tables: Tables) -> None:
+    try:
+        sizes = [12 + len(tables.names[record[3]]) for record in tables.records]
+        listed = [sum([sizes[index] for index in indexes]) for indexes in tables.record_lists]
+        total = sum([listed[number(as_map(as_map(item).get(12)), 1)] for item in found])
+    except IndexError as error:
+        raise FrameError("C-DNS: an index leads nowhere") from error
+    if total > MAX_EXPANDED:
+        raise FrameError("C-DNS: a block that stands for too much")
 
 
 def _item(found: dict[int, object], tables: Tables, types: list[int]) -> Item:
