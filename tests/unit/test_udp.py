@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from cachebus_transports import udp
+from cachebus_transports import _datagram, udp
 from cachebus_transports.udp import UdpTransport, parse_endpoint
 
 from cachebus.errors import ConfigError, TransportError
@@ -194,8 +194,8 @@ class TestSockets:
         transport = UdpTransport(settings("127.0.0.1:0", "[::1]:5390"), ignore)
         async with transport:
             v4, v6 = transport._listening[0], transport._sending[0]
-            assert v4.getsockopt(socket.IPPROTO_IP, udp._IP_MTU_DISCOVER) == udp._PMTUDISC_OMIT
-            assert v6.getsockopt(socket.IPPROTO_IPV6, udp._IPV6_MTU_DISCOVER) == udp._PMTUDISC_OMIT
+            assert v4.getsockopt(socket.IPPROTO_IP, _datagram.IP_MTU_DISCOVER) == _datagram.PMTUDISC_OMIT
+            assert v6.getsockopt(socket.IPPROTO_IPV6, _datagram.IPV6_MTU_DISCOVER) == _datagram.PMTUDISC_OMIT
 
 
 class TestPeersOnly:
@@ -260,7 +260,7 @@ class TestCounting:
     async def test_small_buffers_are_warned_about(
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(udp, "_SO_RCVBUFFORCE", socket.SO_REUSEADDR)  # as without the privilege: no effect
+        monkeypatch.setattr(_datagram, "SO_RCVBUFFORCE", socket.SO_REUSEADDR)  # as without the privilege: no effect
         with caplog.at_level(logging.WARNING):
             async with UdpTransport(settings("127.0.0.1:0", socket_buffer=udp.MAX_SOCKET_BUFFER), ignore):
                 pass
@@ -301,4 +301,4 @@ class TestCounting:
 
     def test_unknown_socket_option_counts_nothing(self, listener: socket.socket) -> None:
         listener.close()
-        assert udp._memory(listener) == (0,) * 9
+        assert _datagram.memory(listener) == (0,) * 9
