@@ -97,12 +97,14 @@ async def deaf(host: str, port: int, context: ssl.SSLContext | None) -> AsyncIte
         writers.append(writer)
 
     server = await asyncio.start_server(accept, host, port, ssl=context)
-    yield
-    server.close()
-    for writer in writers:
-        writer.transport.abort()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
+    try:
+        yield
+    finally:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 def with_certificates(directory: Path) -> list[CertificateFiles]:
