@@ -157,5 +157,5 @@ def sends(section: Transport) -> bool:
     if section.key is None:
         return False
     if section.type == "zeromq":
-        return bool(section.options.get("bind") or section.options.get("publish"))
+        return bool(section.options.get("bind") or section.options.get("hub"))
     return bool(section.peers) or section.type not in ("udp", "tcp", "quic")

@@ -193,8 +193,8 @@ class TransportChecker:
             self._tools.report((*place, "peers"), "a broker is known by the name in `url`")
 
     def _zeromq(self, place: Place, transport: Transport) -> None:
-        if not transport.options.get("bind") and not transport.options.get("connect"):
-            self._tools.report(place, "zeromq needs `bind`, `connect` or both")
+        if not any(transport.options.get(key) for key in ("bind", "connect", "hub")):
+            self._tools.report(place, "zeromq needs `bind`, `connect` or both, or `hub`")
 
     def _stream(self, place: Place, transport: Transport) -> None:
         self._ends(place, transport)

@@ -202,10 +202,20 @@ class Curve(Section):
 
     secret: File
     """File of this node's key pair, mode 0600."""
-    server: str | None = None
-    """Public key (Z85) of the other end, where this end connects; a file with it as `file:PATH`."""
+    server: str | Mapping[str, str] | None = None
+    """Public key (Z85) of the other end, where this end connects; a file with it as `file:PATH`; or a name of `allow`.
+    Where there are several other ends: a mapping of their endpoints to these."""
     allow: Mapping[str, str] = Field(default_factory=dict, max_length=MAX_NAMES)
     """Names of nodes and their public keys (Z85, or `file:PATH`), where this end is connected to."""
+
+
+class Hub(Section):
+    """The two endpoints of a ZeroMQ hub (`cachebus forward`)."""
+
+    publishers: str
+    """Where this node connects to publish, as `tcp://192.0.2.5:5391`."""
+    subscribers: str
+    """Where it connects to subscribe."""
 
 
 class ZeromqOptions(Section):
@@ -215,9 +225,11 @@ class ZeromqOptions(Section):
     """Endpoints that peers subscribe to, as `tcp://192.0.2.10:5391` or `ipc:///run/cachebus/bus`."""
     connect: tuple[str, ...] = Field(default=(), max_length=MAX_NAMES)
     """Endpoints of the peers to subscribe to."""
+    hub: Hub | None = None
+    """Through a hub instead: both sockets connect to it."""
     curve: Curve | None = None
     """Encryption, and who may connect."""
-    hwm: int | None = Field(default=None, ge=1, le=1_000_000)
+    hwm: int | None = Field(default=None, ge=16, le=1_000_000)
     """Messages that ZeroMQ holds for each peer; more are lost, and show as gaps."""
 
 

@@ -241,7 +241,7 @@ def test_each_mistake_with_its_place(text: str, expected: str) -> None:
         ("{type: mqtt, key: k, url: 'mqtt://h', password: p}",
          "53: transports.t.password: must be `file:PATH` or `env:VAR`"),
         ("{type: mqtt, key: k, url: 'mqtt://h', qos: 2}", "48: transports.t.qos: is above 1"),
-        ("{type: zeromq, key: k}", "2: transports.t: zeromq needs `bind`, `connect` or both"),
+        ("{type: zeromq, key: k}", "2: transports.t: zeromq needs `bind`, `connect` or both, or `hub`"),
         ("{type: tcp, listen: '[::1]:1'}", "2: transports.t: `tls` is required; on loopback `insecure: true` does without"),
         ("{type: tcp, insecure: true, listen: '192.0.2.1:1'}",
          "41: transports.t.listen: is beyond loopback, where cleartext is never allowed: needs `tls`"),
