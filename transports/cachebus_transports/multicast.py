@@ -88,8 +88,8 @@ class MulticastTransport(DatagramTransport):
 
     `hops`: hop limit, 1 unless set; `loop`: whether other nodes on this machine receive too, true unless set;
     `sources`: addresses of those that are heard (source-specific multicast); `socket_buffer`: bytes. Instead of
-    `group`: `settings.url`, `multicast://GROUP:PORT?interface=&source=&hops=&loop=`; or `settings.listen`, to listen only, or
-    one of `settings.peers`, to send only.
+    `group`: `settings.url`, `multicast://GROUP:PORT?interface=&source=&hops=&loop=`; or `settings.listen`, to listen
+    only, or one of `settings.peers`, to send only.
 
     Making it from settings that make no sense raises `ConfigError`; entering it raises `TransportError` when a socket
     cannot be opened, or the interface is not there. Later it may go and come.
