@@ -251,7 +251,10 @@ class MqttTransport:
                 end = End.LOST
             elif end is End.REFUSED or version is not MQTTProtocolVersion.MQTTv5:
                 self._fail(session.reason or "the connection was closed without a word")
-        except (OSError, CachebusError) as error:  # those of TLS and of time are of OSError
+        except TimeoutError:
+            self._fail(f"no answer within {CONNECT_TIMEOUT:g} s")
+            end = End.LOST
+        except (OSError, CachebusError) as error:  # those of TLS are of OSError
             self._fail(str(error) or type(error).__name__)
             end = End.LOST
         finally:
