@@ -82,9 +82,7 @@ class TransportChecker:
     def _type_is_installed(self, place: Place, name: str) -> bool:
         if self._types is None or name in self._types:
             return True
-        self._tools.report(
-            (*place, "type"), f"no transport {shown(name)} is installed{suggest(name, (*self._types, *OPTIONS))}"
-        )
+        self._tools.report((*place, "type"), f"no transport {shown(name)} is installed{suggest(name, self._types)}")
         return False
 
     def _codec(self, place: Place, transport: Transport) -> None:
