@@ -75,7 +75,7 @@ class CertificateFiles:
         if (cert is None) != (key is None):
             raise ConfigError("tls: cert and key go together")
         self._cert, self._key, self._ca = cert, key, ca
-        self._peers = frozenset(_peer_name(peer) for peer in peers)
+        self._peers = frozenset(host_name(peer) for peer in peers)
         self._clock = clock
         self._signature = self._look()
         self._loaded = self._load()
@@ -206,10 +206,11 @@ def _present(context: ssl.SSLContext, cert: Path, key: Path) -> None:
         raise ConfigError(f"{cert} with {key}: cannot be used: {reason}") from None
 
 
-def _peer_name(text: str) -> str:
+def host_name(text: str) -> str:
+    """A host name in lower case without its final dot, as it is compared. Raises `ConfigError` when it is none."""
     plain = text.lower().removesuffix(".")
     if not _NAME.fullmatch(plain) or len(plain) > 253:
-        raise ConfigError(f"tls.peers: {text!r} is not a host name")
+        raise ConfigError(f"{text[:_SHOWN_LENGTH]!r} is not a host name")
     return plain
 
 

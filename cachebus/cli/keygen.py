@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cachebus.cli.common import json_option, print_json
+from cachebus.cli.keygen_tls import tls
 
 ALGORITHMS = ("hmac-sha256", "hmac-sha384", "hmac-sha512")
 
@@ -72,3 +73,6 @@ def curve(name: str, output: str | None, force: bool, as_json: bool) -> None:
         print_json({"name": name, "file": str(path), "public_file": str(beside), "public": public})
     else:
         click.echo(f"wrote {path} and {beside}")
+
+
+keygen.add_command(tls)
