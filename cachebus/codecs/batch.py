@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from cachebus.answer import Answer, Evidence, Refusal, RRset
+from cachebus.answer import Answer, Evidence, Refusal
 from cachebus.codecs.form import Raw, split_names, take, usual_rrset
 from cachebus.codecs.offsets import ClockOffsets
 from cachebus.errors import ConfigError
 from cachebus.filters.chain import DEFAULT_MAX_TTL
 from cachebus.ports import Datagram, LeftOut
-from cachebus.wire import rrtypes
 from cachebus.wire.batch import (
     MAX_ENVELOPE,
     MAX_ITEMS,
@@ -46,13 +45,13 @@ COMPRESS_FROM = 256
 """Bytes of payload from which on compressing is tried: zstd gains nothing on one or two answers."""
 _PAYLOAD_OVERHEAD = 24
 """Bytes of msgpack around the columns at most: the array's header and those of three byte strings."""
-_VALIDATING = 4
+_CNAME: Final = 5
+_VALIDATING: Final = 4
 """Bit of an answer's first byte, above its level."""
-_VALIDATED = Evidence.VALIDATED
-_new = tuple.__new__
+_VALIDATED: Final = Evidence.VALIDATED
+_new: Final = tuple.__new__
 
-_Level = tuple[Evidence, bool] | Refusal
-
+_NONE: Final[list[bytes]] = []
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchCodecSettings:
@@ -324,41 +323,41 @@ class BatchCodec:
         settings = self._settings
         transport, signer, origin = settings.transport, key.text, body.origin
         levels, max_ttl, infrastructure = self._levels[key.name], settings.max_ttl, settings.infrastructure
-        time_ms = body.time_ms
+        time_ms, now_ms, add = body.time_ms, int(now * 1000), answers.append
         at_name = at_row = at_rdata = 0
         for meta, count, qtype, age in heads:
             qname = names[at_name]
             at_name += 1
-            learned = (time_ms - age) / 1000
-            if learned > now:
-                learned = now
-            level = levels[meta]
-            evidence, validating = (_VALIDATED, False) if isinstance(level, Refusal) else level
-            chain: tuple[RRset, ...] | Refusal | None = None
-            if count == 1:
+            learned_ms = min(time_ms - age, now_ms)
+            evidence = levels[meta]
+            if count == 1 and evidence is not None:
                 rrtype, ttl, records, signatures, named = rows[at_row]
-                after = at_rdata + records
-                end = after + signatures
-                if not named and rrtype == qtype and (signatures or evidence is not _VALIDATED):
-                    sigs = rdatas[after:end] if signatures else []
+                if rrtype == qtype and not named and (signatures or evidence is not _VALIDATED):
+                    after = at_rdata + records
+                    end = after + signatures
+                    sigs = rdatas[after:end] if signatures else _NONE
+                    learned = learned_ms / 1000
                     rrset = usual_rrset(qname, qtype, ttl, rdatas[at_rdata:after], sigs, learned, max_ttl)
-                    if rrset is not None:
-                        chain = (rrset,)
+                    if rrset is not None and learned_ms + rrset[2] * 1000 > now_ms:
                         at_row += 1
                         at_rdata = end
-            if chain is None:
-                raw, at_name, at_rdata = _raw(rows[at_row : at_row + count], names, at_name, rdatas, at_rdata)
-                at_row += count
-                chain = take(qname, qtype, raw, evidence, learned, max_ttl, infrastructure)
-            if isinstance(level, Refusal):
-                refusals.append(level)
-            elif isinstance(chain, Refusal):
+                        validating = meta > 3
+                        whole = (qname, qtype, (rrset,), evidence, origin, learned, validating, transport, signer)
+                        add(_new(Answer, whole))
+                        continue
+            raw, at_name, at_rdata = _raw(rows[at_row : at_row + count], names, at_name, rdatas, at_rdata)
+            at_row += count
+            if evidence is None:
+                refusals.append(Refusal.EVIDENCE_TOO_WEAK if meta < 8 and meta & 3 else Refusal.MALFORMED)
+                continue
+            learned = learned_ms / 1000
+            chain = take(qname, qtype, raw, evidence, learned, max_ttl, infrastructure)
+            if isinstance(chain, Refusal):
                 refusals.append(chain)
-            elif learned + min([rrset[2] for rrset in chain]) <= now:
+            elif learned_ms + min([rrset[2] for rrset in chain]) * 1000 <= now_ms:
                 refusals.append(Refusal.EXPIRED)
             else:
-                whole = (qname, qtype, chain, evidence, origin, learned, validating, transport, signer)
-                answers.append(_new(Answer, whole))
+                add(_new(Answer, (qname, qtype, chain, evidence, origin, learned, meta > 3, transport, signer)))
 
 
 def _raw(
@@ -375,7 +374,7 @@ def _raw(
         after = at_rdata + records
         end = after + signatures
         raw.append((owner, rrtype, ttl, rdatas[at_rdata:after], rdatas[after:end]))
-        if rrtype == rrtypes.CNAME and records:
+        if rrtype == _CNAME and records:
             expected = rdatas[at_rdata].lower()
         at_rdata = end
     return raw, at_name, at_rdata
@@ -394,11 +393,11 @@ def _fit(columns: Columns, names: list[bytes]) -> bool:
     return sets == len(rows) and records == len(rdatas) and named + len(heads) == len(names)
 
 
-def _levels(key: Key, accept: frozenset[Evidence]) -> list[_Level]:
-    """By an answer's first byte: its level, no higher than the key's, and whether its origin validates."""
-    levels: list[_Level] = [Refusal.MALFORMED] * 256
+def _levels(key: Key, accept: frozenset[Evidence]) -> list[Evidence | None]:
+    """By an answer's first byte: its level, no higher than the key's; None where it is not taken."""
+    levels: list[Evidence | None] = [None] * 256
     for level in Evidence:
         taken = min(level, key.max_evidence)
-        for bit in (0, _VALIDATING):
-            levels[level | bit] = (taken, bool(bit)) if taken in accept else Refusal.EVIDENCE_TOO_WEAK
+        if taken in accept:
+            levels[level] = levels[level | _VALIDATING] = taken
     return levels

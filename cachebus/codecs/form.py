@@ -10,50 +10,67 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Sequence
+from typing import Final
 
 from cachebus.answer import Evidence, Refusal, RRset
 from cachebus.errors import MessageError
 from cachebus.filters.chain import assemble
-from cachebus.presentation import MAX_NAME, check_name
+from cachebus.presentation import check_name
 from cachebus.wire import rrtypes
-from cachebus.wire.message import IN, MAX_TTL, expand_rdata, pack
+from cachebus.wire.message import MAX_TTL, expand_rdata, pack
 from cachebus.wire.name import is_at_or_below, label_count
 
 Raw = tuple[bytes, int, int, list[bytes], list[bytes]]
 """An RRset as it came: owner, type, TTL, its RDATAs, the RDATAs of its RRSIGs. All RDATA is uncompressed."""
 
-MAX_LINKS = 8
+MAX_LINKS: Final = 8
 """RRsets of a chain that is proved the short way."""
-_MAX_RDATA = 0xFFFF
+_MAX_RDATA: Final = 0xFFFF
 _LONG_WAY = frozenset({3, 4, 7, 8, 9, 14, 17, 18, 21, 26, 35, 36, 39}) | rrtypes.NEVER_SHARED | rrtypes.INFRASTRUCTURE
 _FIXED = {rrtypes.A: 4, rrtypes.AAAA: 16}
 _NAME_AT = {rrtypes.CNAME: 0, rrtypes.PTR: 0, rrtypes.MX: 2, rrtypes.SRV: 6}
-_FORMS: dict[int, tuple[int, int]] = {
+FORMS: Final[dict[int, tuple[int, int]]] = {
     rrtype: (_FIXED.get(rrtype, 0), _NAME_AT.get(rrtype, -1)) for rrtype in range(65536) if rrtype not in _LONG_WAY
 }
-"""Type -> (bytes that its RDATA must have, or 0; where its one name begins, or -1 for types without names)."""
-_PACKED = struct.Struct("!HHHIH").pack
-_OWNER = 0xC00C
-_RRSIG_FIELDS = struct.Struct("!HBBIII").unpack_from
+"""Type -> (bytes that its RDATA must have, or 0; where its one name begins, or -1 for types without names). Types that
+are not in it go the long way."""
+_PACKED: Final = struct.Struct("!HHHIH").pack
+_OWNER: Final = 0xC00C
+_CNAME: Final = 5
+_RRSIG: Final = 46
+_LONGEST_NAME: Final = 255
+_LONGEST_LABEL: Final = 63
+_LONGEST_TTL: Final = 0x7FFFFFFF
+_RRSIG_FIELDS: Final = struct.Struct("!HBBIII").unpack_from
 """Covered type, algorithm, labels, original TTL, expiration, inception (RFC 4034 section 3.1)."""
-_SIGNER_AT = 18
-_new = tuple.__new__
+_SIGNER_AT: Final = 18
+_new: Final = tuple.__new__
 
 _LABEL = b"|".join(re.escape(bytes([length])) + b".{%d}" % length for length in range(1, 64))
 _NAME = rb"(?:" + _LABEL + rb")*+\x00"
 """Labels are alternatives by length, taken without going back, as a walk would."""
-_NAMES_IN = re.compile(b"(?s)" + _NAME).findall
-_NAME_THERE = re.compile(b"(?s)" + _NAME).match
-_ONE_NAME = re.compile(b"(?s)" + _NAME).fullmatch
+_NAME_THERE: Final = re.compile(b"(?s)" + _NAME).match
+_ONE_NAME: Final = re.compile(b"(?s)" + _NAME).fullmatch
 
 
 def split_names(data: bytes) -> list[bytes] | None:
     """The names that stand one after the other in `data`, in lower case; None when anything else stands there."""
     data = data.lower()  # no length of a label is a letter
-    names: list[bytes] = _NAMES_IN(data)
-    if b"".join(names) != data or max(map(len, names), default=0) > MAX_NAME:
-        return None
-    return names
+    names: list[bytes] = []
+    start = position = 0
+    end = len(data)
+    while position < end:
+        length = data[position]
+        position += length + 1
+        if length:
+            if length > _LONGEST_LABEL:
+                return None
+        else:
+            if position - start > _LONGEST_NAME:
+                return None
+            names.append(data[start:position])
+            start = position
+    return names if start == position == end else None
 
 
 def check(
@@ -108,7 +125,7 @@ def take_usual(
     must_be_signed = evidence is Evidence.VALIDATED
     for owner, rrtype, ttl, rdatas, signatures in rrsets:
         count -= 1
-        if owner != name or (rrtype != qtype if not count else rrtype != rrtypes.CNAME or rrtype == qtype):
+        if owner != name or (rrtype != qtype if not count else rrtype != _CNAME or rrtype == qtype):
             return None
         rrset = usual_rrset(owner, rrtype, ttl, rdatas, signatures, learned, max_ttl)
         if rrset is None or (must_be_signed and not signatures):
@@ -125,8 +142,8 @@ def usual_rrset(
     owner: bytes, rrtype: int, ttl: int, rdatas: list[bytes], signatures: list[bytes], learned: float, max_ttl: int
 ) -> RRset | None:
     """One RRset with the TTL that is left to it from `learned` on; None: the long way."""
-    form = _FORMS.get(rrtype)
-    if form is None or not 0 < ttl <= MAX_TTL:
+    form = FORMS.get(rrtype)
+    if form is None or not 0 < ttl <= _LONGEST_TTL:
         return None
     fixed, name_at = form
     if len(rdatas) == 1:
@@ -136,11 +153,11 @@ def usual_rrset(
             if size != fixed:
                 return None
         elif name_at >= 0:
-            if size - name_at > MAX_NAME or _ONE_NAME(rdata, name_at) is None:
+            if size - name_at > _LONGEST_NAME or _ONE_NAME(rdata, name_at) is None:
                 return None
         elif size > _MAX_RDATA:
             return None
-        rrs = _PACKED(_OWNER, rrtype, IN, ttl, size) + rdata
+        rrs = _PACKED(_OWNER, rrtype, 1, ttl, size) + rdata
     else:
         packed = _several(rrtype, ttl, rdatas, fixed, name_at)
         if packed is None:
@@ -157,29 +174,29 @@ def usual_rrset(
         left = min(left, _left(signature, rrtype, owner, now))
         if left <= 0:
             return None
-        sigs += _PACKED(_OWNER, rrtypes.RRSIG, IN, ttl, len(signature)) + signature
+        sigs += _PACKED(_OWNER, _RRSIG, 1, ttl, len(signature)) + signature
     return _new(RRset, (owner, rrtype, left, rrs, sigs)) if len(sigs) <= _MAX_RDATA else None
 
 
 def _several(rrtype: int, ttl: int, rdatas: list[bytes], fixed: int, name_at: int) -> bytes | None:
     """The records of an RRset of several, packed; None when one is wrong, doubtful or there twice."""
-    if not rdatas or rrtype == rrtypes.CNAME or len({*rdatas}) != len(rdatas):
+    if not rdatas or rrtype == _CNAME or len({*rdatas}) != len(rdatas):
         return None
     if fixed:
         for rdata in rdatas:
             if len(rdata) != fixed:
                 return None
-        head = _PACKED(_OWNER, rrtype, IN, ttl, fixed)
+        head = _PACKED(_OWNER, rrtype, 1, ttl, fixed)
         return head + head.join(rdatas)
     pieces: list[bytes] = []
     for rdata in rdatas:
         size = len(rdata)
         if name_at >= 0:
-            if size - name_at > MAX_NAME or _ONE_NAME(rdata, name_at) is None:
+            if size - name_at > _LONGEST_NAME or _ONE_NAME(rdata, name_at) is None:
                 return None
         elif size > _MAX_RDATA:
             return None
-        pieces += (_PACKED(_OWNER, rrtype, IN, ttl, size), rdata)
+        pieces += (_PACKED(_OWNER, rrtype, 1, ttl, size), rdata)
     return b"".join(pieces)
 
 
@@ -194,8 +211,8 @@ def _left(signature: bytes, covered: int, owner: bytes, now: int) -> int:
     if (
         rrtype != covered
         or labels != label_count(owner)
-        or original > MAX_TTL
-        or left > MAX_TTL
+        or original > _LONGEST_TTL
+        or left > _LONGEST_TTL
         or (now - inception) & 0x80000000
         or owner.startswith(b"\x01*")  # a wildcard's own labels are counted otherwise
     ):

@@ -13,15 +13,13 @@ import struct
 from collections.abc import Iterable
 from enum import IntEnum
 from hmac import compare_digest
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgpack  # type: ignore[import-untyped]
 from backports import zstd
 
 from cachebus.answer import Answer, Refusal
 from cachebus.presentation import name_to_text
-from cachebus.wire import rrtypes
-from cachebus.wire.message import MAX_TTL
 from cachebus.wire.tsig import Key
 
 MAGIC = b"CBE1"
@@ -42,8 +40,11 @@ WINDOW_LOG = 21
 """Two to it are the bytes of memory that a zstd frame may ask for: what its default level uses."""
 
 _CODES = {"hmac-sha256": 1, "hmac-sha384": 2, "hmac-sha512": 3}
-_HEAD = struct.Struct("!BBHI")
-_ROW = struct.Struct("!HIHBB")
+_HEAD: Final = struct.Struct("!BBHI")
+_ROW: Final = struct.Struct("!HIHBB")
+_ROW_PACK: Final = _ROW.pack
+_CNAME: Final = 5
+_LONGEST_TTL: Final = 0x7FFFFFFF
 _COLUMNS = 3
 """Items of the payload before the RDATAs."""
 _IS_NODE = re.compile(r"[a-z0-9-]{1,63}").fullmatch
@@ -174,10 +175,11 @@ def read_body(packed: bytes) -> Body | Refusal:
         return Refusal.MALFORMED
     if found.__class__ is not list or len(found) not in (_BODY, _BODY + 1):
         return Refusal.MALFORMED
-    kinds = tuple(map(type, found))
-    if kinds[:_BODY] != (str, str, int, int, int, int, int, bytes):
+    if tuple(map(type, found[:_BODY])) != (str, str, int, int, int, int, int, bytes):
         return Refusal.MALFORMED
-    body = Body(*found[:_BODY], found[_BODY] if len(found) > _BODY else {})
+    cluster, origin, stream, sequence, time_ms, kind, compression, payload = found[:_BODY]
+    extra = found[_BODY] if len(found) > _BODY else {}
+    body = Body(cluster, origin, stream, sequence, time_ms, kind, compression, payload, extra)
     if (
         not _IS_NODE(body.origin)
         or min(body[2:7]) < 0
@@ -279,10 +281,10 @@ def write_entry(answer: Answer, time_ms: int) -> Entry | None:
         named = owner != expected
         if named:
             names += owner
-        rows += _ROW.pack(rrtype, min(ttl, MAX_TTL), len(found), len(signatures), named)
+        rows += _ROW_PACK(rrtype, min(ttl, _LONGEST_TTL), len(found), len(signatures), named)
         rdatas += found
         rdatas += signatures
-        if rrtype == rrtypes.CNAME:
+        if rrtype == _CNAME:
             expected = found[0].lower()
     size = _HEAD.size + len(rows) + len(names) + sum(map(len, rdatas)) + 3 * len(rdatas)
     head = _HEAD.pack(evidence | validating << 2, len(rrsets), qtype, age)
