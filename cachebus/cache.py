@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
+from weakref import ref
 from zlib import crc32
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
@@ -70,8 +71,6 @@ _MARKS = 0x3FFFF
 """Owners are told apart by so many bits where it is marked that a CNAME of some rank was known there: a byte each, so
 that most other RRsets need no look-up of a CNAME."""
 _CNAME = rrtypes.CNAME.to_bytes(2, "big")
-
-
 _BETTER_KNOWN = Refusal.BETTER_KNOWN
 
 
@@ -85,6 +84,10 @@ class _Shard:
         self.old: dict[bytes, bytes] = {}
         self.young_bytes = 0
         self.old_bytes = 0
+
+
+class _Late(dict[bytes, None]):
+    """Keys that came to be used while somebody reads. Held weakly: a dropped compiled generator runs no `finally`."""
 
 
 class _Came(NamedTuple):
@@ -119,7 +122,7 @@ class Cache:
         self._dnames = False
         self._alias_marks = bytearray(_MARKS + 1)
         self._next_sweep = 0
-        self._readers: list[dict[bytes, None]] = []
+        self._readers: list[ref[_Late]] = []
         self.generation = 0
         """Raised by every flush, so that work begun before it can see that it is late."""
         self.hits = self.misses = self.stored = self.renewed = self.evicted = self.expired = 0
@@ -233,8 +236,8 @@ class Cache:
 
     def _marked(self, key: bytes, value: bytes) -> bytes:
         """The entry as one that is used."""
-        for late in self._readers:
-            if len(late) < MAX_LATE:
+        for reader in self._readers:
+            if (late := reader()) is not None and len(late) < MAX_LATE:
                 late[key] = None
         return value[:25] + bytes((value[25] | USED,)) + value[26:]
 
@@ -428,20 +431,17 @@ class Cache:
         what comes may be. Each step looks at `SLICE` entries and may give none; an event loop's turn belongs between
         two. Keeps the keys of one shard, and of `MAX_LATE` entries.
         """
-        late: dict[bytes, None] = {}
-        self._readers.append(late)
+        late = _Late()
+        self._readers = [*(reader for reader in self._readers if reader() is not None), ref(late)]
         now_bytes = int(now * 1000).to_bytes(8, "big")
-        try:
-            for used in (USED, 0):
-                for shard in self._shards:
-                    keys = [*shard.young, *shard.old]
-                    for start in range(0, len(keys), SLICE):
-                        yield self._slice(keys[start : start + SLICE], used, now, now_bytes)
-            keys = list(late)
-            for start in range(0, len(keys), SLICE):
-                yield self._slice(keys[start : start + SLICE], USED, now, now_bytes)
-        finally:
-            self._readers = [reader for reader in self._readers if reader is not late]
+        for used in (USED, 0):
+            for shard in self._shards:
+                keys = [*shard.young, *shard.old]
+                for start in range(0, len(keys), SLICE):
+                    yield self._slice(keys[start : start + SLICE], used, now, now_bytes)
+        keys = list(late)
+        for start in range(0, len(keys), SLICE):
+            yield self._slice(keys[start : start + SLICE], USED, now, now_bytes)
 
     def _slice(self, keys: Iterable[bytes], used: int, now: float, now_bytes: bytes) -> list[Answer]:
         found = []
