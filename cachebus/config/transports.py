@@ -68,7 +68,11 @@ class Peer(Section):
 
 
 def _named(value: Any) -> Any:
-    return {key: {} for key in value} if isinstance(value, list | tuple) else value
+    if not isinstance(value, list | tuple):
+        return value
+    if not all(isinstance(key, str) for key in value):
+        raise ValueError("wants a list of names, or a mapping (`name: {}`)")
+    return {key: {} for key in value}
 
 
 class TransportTls(Section):

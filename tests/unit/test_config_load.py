@@ -257,6 +257,8 @@ def test_each_mistake_with_its_place(text: str, expected: str) -> None:
          "41: transports.t.tls: `peers` is required: the names of the certificates that are let in"),
         ("{type: mqtt, key: k, url: 'mqtt://b', password: 'file:/dev/null'}",
          "53: transports.t.password: /dev/null is not a file"),
+        ("{type: tcp, listen: '[::1]:1', tls: {ca: /x, peers: [{a: b}]}}",
+         "57: transports.t.tls.peers: wants a list of names, or a mapping (`name: {}`)"),
         ("{type: udp, key: k, listen: '[::]:1', peers_onyl: 1}",
          "43: transports.t.peers_onyl: unknown key (did you mean peers_only?)"),
         ("{type: udp, key: k, listen: '[::]:1', socket_buffer: 1}", "58: transports.t.socket_buffer: is below 65536"),
