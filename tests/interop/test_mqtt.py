@@ -164,6 +164,19 @@ async def test_a_stream_resumes_after_the_broker_was_killed(mosquitto: Mosquitto
         assert (one["reconnects"], two["reconnects"]) == (1, 1)
 
 
+async def test_a_subscriber_that_reads_nothing_costs_the_others_nothing(mosquitto: Mosquitto) -> None:
+    """30 MB, more than a broker and the kernel hold for one who sleeps."""
+    one, two, asleep = (Node(name, mosquitto.url()) for name in ("one", "two", "three"))
+    async with running(one, two, asleep):
+        link = asleep.transport._session.link  # type: ignore[union-attr]
+        link._transport.pause_reading()  # type: ignore[union-attr]
+        for number in range(150):
+            one.transport.send(number.to_bytes(4, "big") * 50_000)
+            await until(lambda: len(two.inbox) == number + 1)  # noqa: B023
+        assert (one["dropped"], one["reconnects"]) == (0, 0)
+        assert asleep["received"] == 0
+
+
 async def test_the_brokers_limits_are_kept(farm: Path) -> None:
     require("mosquitto")
     limits = ["max_packet_size 20000", "max_inflight_messages 3", "max_qos 0"]
