@@ -21,7 +21,7 @@ import pytest
 
 from tests.servers import require
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.alone]
 
 ROOT = Path(__file__).resolve().parents[2]
 HOT = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"][

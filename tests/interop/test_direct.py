@@ -20,7 +20,7 @@ from tests.farm.unbound import Unbound
 from tests.farm.zones import PLAIN, Zones
 from tests.servers import require
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.alone]
 
 SHARED_WITHIN = 0.2
 """Seconds from Unbound A's last answer to Unbound B's readiness."""

@@ -18,7 +18,7 @@ import pytest
 from tests.farm.client import Endpoint, Question, ask
 from tests.farm.process import eventually
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.alone]
 
 WHOLE_RUN = 60.0
 """Seconds from the install to the table: what the project promises."""
