@@ -1,10 +1,11 @@
-"""Transports over stream links against the transport contract: cleartext on loopback, TLS, and compressed."""
+"""Transports over stream links against the transport contract: cleartext on loopback, TLS, compressed, and QUIC."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import dataclasses
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import uvloop
 from cachebus_transports.tcp import TcpTransport
 
-from cachebus.ports import TransportSettings
+from cachebus.ports import TransportFactory, TransportSettings
 from cachebus.testing import Check, TransportBed, transport_contract
 from cachebus.tls import CertificateFiles
 from cachebus.wire.stream import MAX_FRAME, LengthFraming
@@ -26,7 +27,12 @@ GARBAGE = [b"GET / HTTP/1.1\r\nHost: node\r\n\r\n", bytes(range(256)) * 64, b"\x
 """Another protocol, every byte, a length beyond all bounds, and the beginning of a TLS record."""
 
 
-def bed_of(host: str, certificates: list[CertificateFiles] | None, **options: object) -> TransportBed:
+def bed_of(
+    host: str,
+    certificates: list[CertificateFiles] | None,
+    factory: TransportFactory = TcpTransport,
+    **options: object,
+) -> TransportBed:
     """A full mesh over free ports of `host`."""
     shown = f"[{host}]" if ":" in host else host
     addresses = [f"{shown}:{port}" for port in free_ports(host)]
@@ -55,13 +61,27 @@ def bed_of(host: str, certificates: list[CertificateFiles] | None, **options: ob
         return deaf(host, int((settings.listen or "").rpartition(":")[2]), context)
 
     return TransportBed(
-        factory=TcpTransport,
+        factory=factory,
         settings=settings,
         max_size=MAX_FRAME,
         unauthenticated=lambda: dataclasses.replace(settings(0, 2), tls=None, options={}),
         garbage=garbage,
         stalled=stalled,
     )
+
+
+def quic_bed(host: str, certificates: list[CertificateFiles], **options: object) -> TransportBed:
+    quic = pytest.importorskip("cachebus_transports.quic")
+    bed = bed_of(host, certificates, quic.QuicTransport, **options)
+
+    async def garbage(attacked: TransportSettings) -> None:
+        address = (host, int((attacked.listen or "").rpartition(":")[2]))
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as thrower:
+            for data in GARBAGE:
+                thrower.sendto(data[:1400], address)
+                thrower.sendto(b"\xc3\0\0\0\1" + data[:1400].ljust(1200, b"\0"), address)
+
+    return dataclasses.replace(bed, garbage=garbage, stalled=None, window=16)
 
 
 def free_ports(host: str) -> list[int]:
@@ -117,6 +137,7 @@ BEDS: dict[str, Callable[[Path], TransportBed]] = {
     "cleartext-ipv6-zstd": lambda directory: bed_of("::1", None, insecure=True, zstd=True),
     "tls": lambda directory: bed_of("127.0.0.1", with_certificates(directory)),
     "tls-zstd": lambda directory: bed_of("127.0.0.1", with_certificates(directory), zstd=5),
+    "quic": lambda directory: quic_bed("127.0.0.1", with_certificates(directory)),
 }
 
 

@@ -23,7 +23,7 @@ from typing import ClassVar, Protocol, Self
 from cachebus.errors import ConfigError, FrameError, TransportError
 from cachebus.ports import Framing, Receive, Sender, Tls, TransportSettings
 from cachebus_transports._address import Address, parse_endpoint
-from cachebus_transports._stream import MAX_ZSTD_LEVEL, MIN_ZSTD_LEVEL, ZSTD_LEVEL, Deliver, Outbox
+from cachebus_transports._stream import MAX_QUEUE_BYTES, MAX_ZSTD_LEVEL, MIN_ZSTD_LEVEL, ZSTD_LEVEL, Deliver, Outbox
 
 CONNECT_TIMEOUT = 2.5
 """Seconds for TCP's part of connecting: one repetition of a lost SYN (after 1 s) has time to be answered."""
@@ -119,6 +119,8 @@ class StreamTransport:
     KIND: ClassVar[str]
     CLEARTEXT: ClassVar[bool] = False
     """It has a cleartext form."""
+    QUEUE_BYTES: ClassVar[int] = MAX_QUEUE_BYTES
+    """Of frames that may wait for one peer."""
 
     def __init__(self, settings: TransportSettings, receive: Receive) -> None:
         """Raises `ConfigError` for settings that make no sense."""
@@ -138,7 +140,7 @@ class StreamTransport:
         self.accepted: dict[Link, str | None] = {}
         """Accepted connections and the names of their peers, oldest first."""
         self._receive = receive
-        self._peers = [_Peer(address, Outbox()) for address in addresses]
+        self._peers = [_Peer(address, Outbox(self.QUEUE_BYTES)) for address in addresses]
         self._subscribers: dict[Link, Outbox] = {}
         self._outboxes: tuple[Outbox, ...] = ()
         self._dialling: list[asyncio.Task[None]] = []
@@ -275,7 +277,7 @@ class StreamTransport:
 
     def subscribed(self, link: Link) -> Outbox:
         """Take note that an accepted connection wants our stream; gives what it is to send."""
-        outbox = self._subscribers[link] = Outbox()
+        outbox = self._subscribers[link] = Outbox(self.QUEUE_BYTES)
         self._retarget()
         return outbox
 

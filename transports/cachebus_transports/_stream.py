@@ -55,7 +55,9 @@ Deliver = Callable[[bytes], None]
 class Outbox:
     """What waits for one peer, bounded in frames, bytes and age; the oldest goes first, sent or dropped."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = MAX_QUEUE_BYTES) -> None:
+        """`limit`: bytes that may wait; the frame that comes last is kept even if it is longer."""
+        self._limit = limit
         self._frames: deque[Frame] = deque()
         self.bytes = 0
         self.dropped = 0
@@ -71,7 +73,7 @@ class Outbox:
         """Take one frame; the oldest make room for it."""
         self._frames.append(frame)
         self.bytes += len(frame[1])
-        while self.bytes > MAX_QUEUE_BYTES or len(self._frames) > MAX_QUEUE_FRAMES:
+        while (self.bytes > self._limit and len(self._frames) > 1) or len(self._frames) > MAX_QUEUE_FRAMES:
             self._drop()
         if self.wake is not None:
             self.wake()
