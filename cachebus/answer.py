@@ -6,10 +6,21 @@ dataclass costs five times as much to build.
 
 from __future__ import annotations
 
+import struct
 from enum import Enum, IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from cachebus.errors import MessageError
 from cachebus.presentation import name_to_text, type_to_text
+
+if TYPE_CHECKING:
+    import dns.message
+
+_HEADER = struct.Struct("!HHHHHH")
+_HEADER_LENGTH = 12
+_POINTER = b"\xc0\x0c"
+_QR_AA, _QR_AD = 0x8400, 0x8020
+_MAX_MESSAGE = 65535
 
 
 class Evidence(IntEnum):
@@ -26,6 +37,14 @@ class Evidence(IntEnum):
     def text(self) -> str:
         """The word used in configuration, CLI and JSON: `authoritative`, `confirmed`, `validated`."""
         return self.name.lower()
+
+    def __str__(self) -> str:
+        """The same word."""
+        return self.text
+
+    def __format__(self, specification: str) -> str:
+        """The same word, aligned as text is."""
+        return format(self.text, specification)
 
 
 class Refusal(Enum):
@@ -204,3 +223,38 @@ class Answer(NamedTuple):
     def ttl(self) -> int:
         """Seconds, from `learned`: the smallest of its RRsets' TTLs."""
         return min(rrset.ttl for rrset in self.rrsets)
+
+    @property
+    def wire(self) -> bytes:
+        """The answer as a DNS response in wire form (RFC 1035 section 4.1): ID 0, the question, the answer section.
+
+        AD=1 with evidence `validated`, else AA=1; TTLs are `ttl`s of the RRsets, so they count from `learned`. For the
+        bus itself the codec composes; this is for tools. Raises `MessageError` when there is more than a message holds.
+        """
+        flags = _QR_AD if self.evidence is Evidence.VALIDATED else _QR_AA
+        question = self.qname + self.qtype.to_bytes(2) + b"\0\1"
+        pieces: list[bytes] = []
+        for rrset in self.rrsets:
+            start = _POINTER if rrset.owner == self.qname else rrset.owner
+            ttl = rrset.ttl.to_bytes(4)
+            for packed in (rrset.rrs, rrset.sigs):
+                at = 0
+                while at < len(packed):
+                    end = at + _HEADER_LENGTH + int.from_bytes(packed[at + 10 : at + 12])
+                    pieces.append(start + packed[at + 2 : at + 6] + ttl + packed[at + 10 : end])
+                    at = end
+        records = b"".join(pieces)
+        if _HEADER_LENGTH + len(question) + len(records) > _MAX_MESSAGE or len(pieces) > 0xFFFF:
+            raise MessageError("more records than a DNS message holds")
+        return _HEADER.pack(0, flags, 1, len(pieces), 0, 0) + question + records
+
+    def to_message(self) -> dns.message.Message:
+        """The answer as a dnspython message, built anew at each call (some 100 us). Raises `MessageError` as `wire`
+        does, and when RDATA is not what its type demands: the bus passes that on as it is."""
+        import dns.exception  # only a caller that wants the object pays for it
+        import dns.message
+
+        try:
+            return dns.message.from_wire(self.wire)
+        except (dns.exception.DNSException, ValueError) as error:
+            raise MessageError(f"{self.name} {self.type}: {error}") from error

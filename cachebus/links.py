@@ -153,7 +153,7 @@ def make_collect(section: Transport) -> Collect | None:
 def sends(section: Transport) -> bool:
     """Whether a transport has something to sign with and somebody to send to."""
     if section.codec_name is CodecName.CDNS:
-        return bool(section.peers)
+        return bool(section.peers) or section.listen is not None  # whoever connects may subscribe
     if section.key is None:
         return False
     if section.type == "zeromq":
