@@ -119,11 +119,14 @@ class MulticastTransport(DatagramTransport):
     def statistics(self) -> dict[str, int]:
         """What every datagram transport counts, and what only this one does.
 
-        `own`: datagrams of this node that came back, which `received` includes; `joins`: how often the group was
-        joined; `interface_up`: 0 while the interface is not there.
+        `own`: datagrams of this node that came back and were dropped; `joins`: how often the group was joined;
+        `interface_up`: 0 while the interface is not there.
         """
+        counted = super().statistics()
         return {
-            **super().statistics(),
+            **counted,
+            "received": counted["received"] - self._own.dropped,
+            "received_bytes": counted["received_bytes"] - self._own.dropped_bytes,
             "own": self._own.dropped,
             "joins": self._joins,
             "interface_up": int(self._index is not None),
@@ -145,7 +148,9 @@ class MulticastTransport(DatagramTransport):
             listening.setsockopt(group.level, every, 0)
             listening.bind(_on_interface(group.address, index))
         if group.sends:
-            self._sending.append(self._socket(group.family))
+            sending = self._socket(group.family)
+            self._sending.append(sending)
+            sending.bind(("", 0))  # now, not by the first datagram: by its port our own are known
         self._use(index)
 
     def _use(self, index: int) -> None:
@@ -191,11 +196,12 @@ class _Own:
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self.address: tuple[str, int] | None = None
-        self.dropped = 0
+        self.dropped = self.dropped_bytes = 0
 
     def __call__(self, data: bytes, sender: Address | str) -> None:
         if sender[:2] == self.address:
             self.dropped += 1
+            self.dropped_bytes += len(data)
         else:
             self._receive(data, sender)
 
