@@ -229,13 +229,15 @@ def _read(path: Path, *, private: bool = False) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise ConfigError(f"{path}: {reason or 'is not a usable path'}") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             raise ConfigError(f"{path}: is not a regular file")
         if private and mode & stat.S_IRWXO:
             raise ConfigError(f"{path}: holds a private key and lets everyone in; run: chmod o= {path}")
-        data = file.read(MAX_FILE + 1)
+        data = os.read(descriptor, MAX_FILE + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > MAX_FILE:
         raise ConfigError(f"{path}: is longer than {MAX_FILE} bytes")
     return data
