@@ -9,6 +9,7 @@ to the garbage collector, and storing one costs no more than packing a header. I
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 from weakref import ref
@@ -86,10 +87,6 @@ class _Shard:
         self.old_bytes = 0
 
 
-class _Late(dict[bytes, None]):
-    """Keys that came to be used while somebody reads. Held weakly: a dropped compiled generator runs no `finally`."""
-
-
 class _Came(NamedTuple):
     """What the RRsets of one answer have in common, and of all answers with the same provenance in a batch."""
 
@@ -122,7 +119,8 @@ class Cache:
         self._dnames = False
         self._alias_marks = bytearray(_MARKS + 1)
         self._next_sweep = 0
-        self._readers: list[ref[_Late]] = []
+        self._readers: list[ref[OrderedDict[bytes, None]]] = []
+        """Keys that came to be used while somebody reads; weak, since a compiled generator dropped runs no `finally`."""
         self.generation = 0
         """Raised by every flush, so that work begun before it can see that it is late."""
         self.hits = self.misses = self.stored = self.renewed = self.evicted = self.expired = 0
@@ -431,7 +429,7 @@ class Cache:
         what comes may be. Each step looks at `SLICE` entries and may give none; an event loop's turn belongs between
         two. Keeps the keys of one shard, and of `MAX_LATE` entries.
         """
-        late = _Late()
+        late = OrderedDict[bytes, None]()
         self._readers = [*(reader for reader in self._readers if reader() is not None), ref(late)]
         now_bytes = int(now * 1000).to_bytes(8, "big")
         for used in (USED, 0):
