@@ -123,7 +123,7 @@ def test_an_envelope_byte_by_byte() -> None:
     name = b"\3www\7example\3com\0"
     payload = (
         b"\x94"
-        + b"\xc4\x08" + b"\x01\x01\x00\x01\x00\x00\x00\x00"
+         b"\xc4\x08" + b"\x01\x01\x00\x01\x00\x00\x00\x00"
         + b"\xc4\x0a" + b"\x00\x01\x00\x00\x01\x2c\x00\x01\x00\x00"
         + b"\xc4\x11" + name
         + b"\xc4\x04" + b"\xc0\x00\x02\x01"
@@ -131,7 +131,7 @@ def test_an_envelope_byte_by_byte() -> None:
     stream = sender.state()["a"]
     packed = (
         b"\x98\xa1c\xa1a"
-        + b"\xcf" + stream.to_bytes(8, "big")
+         b"\xcf" + stream.to_bytes(8, "big")
         + b"\x01"
         + b"\xcf" + MS.to_bytes(8, "big")
         + b"\x00\x00"
@@ -630,6 +630,7 @@ def signed(**more: Any) -> RRset:
 
 
 WWW = rrset("www.example.com", "A", "192.0.2.1")
+FORGED = rrset("x.d.example.com", "CNAME", "x.bank.com.")
 ALIAS = rrset("alias.example.com", "CNAME", "www.example.com.")
 
 
@@ -651,7 +652,7 @@ def test_named_owners_are_right_too() -> None:
         (Refusal.CHAIN_LOOP, hostile(ALIAS, rrset("www.example.com", "CNAME", "alias.example.com."), qtype=1)),
         (Refusal.CHAIN_LOOP, hostile(rrset("a.test", "CNAME", "a.test."), qtype=1)),
         (Refusal.CHAIN_LOOP, hostile(*[rrset(f"{n}.test", "CNAME", f"{n + 1}.test.") for n in range(14)], qtype=1)),
-        (Refusal.FORGED_CNAME, hostile(DNAME[0], rrset("x.d.example.com", "CNAME", "x.bank.com."), qname="x.d.example.com", qtype=5)),
+        (Refusal.FORGED_CNAME, hostile(DNAME[0], FORGED, qname="x.d.example.com", qtype=5)),
         (Refusal.RRSIG_MISSING, hostile(WWW, evidence=3)),
         (Refusal.RRSIG_MISSING, hostile(ALIAS, signed(), evidence=3)),
         (Refusal.RRSIG_MISSING, hostile(signed(signer="bank.com"), evidence=3)),
