@@ -185,7 +185,7 @@ def _usual_items(data: bytes, at: int) -> tuple[list[bytes], list[Item]] | None:
     if _ITEMS(data, end + 4, len(data)) is None or len(data) - end > (MAX_BLOCK_ITEMS + 1) * _ITEM.size:
         return None
     items: list[Item] = []
-    most = MAX_EXPANDED // (max(map(len, names)) + 12)
+    most = MAX_EXPANDED // (max(map(len, names), default=0) + 12)
     for offset, signature, name, meta, listed in _ITEM.iter_unpack(data[end + 4 :]):
         flags, kind = signatures[signature]
         chosen = lists[listed]

@@ -4,12 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.fuzz import admin, bus, configuration, form, frames, judges, messages, policy, shim, streams, text, unbound
+from tests.fuzz import (
+    admin,
+    bus,
+    cdns,
+    configuration,
+    form,
+    frames,
+    judges,
+    messages,
+    policy,
+    shim,
+    streams,
+    text,
+    unbound,
+)
 from tests.fuzz.harness import Target
 
 TARGETS: dict[str, type[Target[Any]]] = {
     target.name: target
-    for module in (messages, bus, form, frames, judges, policy, text, configuration, shim, streams, unbound, admin)
+    for module in (
+        messages,
+        bus,
+        cdns,
+        form,
+        frames,
+        judges,
+        policy,
+        text,
+        configuration,
+        shim,
+        streams,
+        unbound,
+        admin,
+    )
     for target in module.TARGETS
 }
 """By name."""

@@ -38,6 +38,7 @@ def frame(payload: bytes, time: float) -> bytes:
         (START, Format.DNSTAP),
         (control_frame(ControlType.READY, DNSTAP_CONTENT_TYPE), Format.DNSTAP),
         (WIRE, Format.WIRE),
+        (b"\x83eC-DNS\xa3", Format.CDNS),
         ((12).to_bytes(4, "big") + b"x", Format.WIRE),
         ((65535).to_bytes(4, "big") + b"x", Format.WIRE),
     ],
@@ -51,7 +52,6 @@ def test_formats_are_recognised(file: Path, content: bytes, kind: Format) -> Non
     ("content", "text"),
     [
         (b"", "the file is empty"),
-        (b"\x83eC-DNS\xa3", "a C-DNS file"),
         (b"\xd4\xc3\xb2\xa1\2\0\4\0" + bytes(16), "neither"),
         (b"# text\n", "neither"),
         (bytes(12), "neither"),
