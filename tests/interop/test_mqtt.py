@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import trustme
 from cachebus_transports.mqtt import MqttTransport
+from click.testing import CliRunner
 
+from cachebus.cli import keygen_tls
 from cachebus.ports import Sender, TransportSettings
 from cachebus.tls import CertificateFiles
 from tests.farm.ejabberd import EjabberdCluster
@@ -331,3 +333,17 @@ async def test_without_a_certificate_of_ours_the_broker_lets_nobody_in(guarded: 
         for node in (nameless, foreign):
             await until(lambda: node["connect_failures"] >= 1)  # noqa: B023
             assert node["connected"] == 0
+
+
+async def test_what_keygen_makes_serves_a_broker_and_its_nodes(farm: Path) -> None:
+    require("mosquitto")
+    made = CliRunner().invoke(keygen_tls.tls, ["one", "two", "localhost", "-o", str(farm)])
+    assert made.exit_code == 0, made.output
+    for ending in ("pem", "key"):
+        (farm / f"localhost.{ending}").rename(farm / f"broker.{ending}")
+    with Mosquitto(farm, tls=farm, access=ACCESS) as broker:
+        url = broker.url().replace("127.0.0.1", "localhost")
+        one, two = (Node(name, url, tls=identity(farm, name)) for name in ("one", "two"))
+        async with running(one, two):
+            await reach(one, two, "one")
+            await reach(two, one, "two")

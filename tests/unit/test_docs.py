@@ -16,9 +16,11 @@ from typing import NamedTuple
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from cachebus import Refusal, node
 from cachebus.cli import cachebus as command_line
+from cachebus.cli import keygen_tls
 from cachebus.codecs import dns
 from cachebus.config import loads
 from cachebus.config.keyfile import make_key, write_key_file
@@ -75,6 +77,7 @@ def machine(tmp_path: Path) -> Path:
     """A directory in place of the manual's, with the files that it names."""
     write_key_file(tmp_path / "home-2026.key", make_key("home-2026"))
     (tmp_path / "answers.wire").touch()
+    assert CliRunner().invoke(keygen_tls.tls, ["ams-1", "-o", str(tmp_path)]).exit_code == 0
     return tmp_path
 
 

@@ -103,8 +103,8 @@ def parse_options(settings: TransportSettings) -> MqttOptions:
         tls=settings.tls,
         cluster=_cluster(settings.cluster, url.path.strip("/")),
         node=_label("node", settings.node),
-        qos=_quality(settings.options.get("qos", 0)),
-        keepalive=_keepalive(settings.options.get("keepalive", KEEPALIVE)),
+        qos=_quality(settings.options.get("qos")),
+        keepalive=_keepalive(settings.options.get("keepalive")),
         username=username,
         password=password,
         will=settings.will,
@@ -162,15 +162,19 @@ def _label(key: str, value: str) -> str:
 
 
 def _quality(value: object) -> int:
+    if value is None:
+        return QUALITIES[0]
     if type(value) is not int or value not in QUALITIES:
         raise ConfigError("qos: is 0 or 1")
     return value
 
 
 def _keepalive(value: object) -> int:
-    if type(value) not in {int, float} or not MIN_KEEPALIVE <= value <= MAX_KEEPALIVE:  # type: ignore[operator]
+    if value is None:
+        return KEEPALIVE
+    if isinstance(value, bool) or not isinstance(value, int | float) or not MIN_KEEPALIVE <= value <= MAX_KEEPALIVE:
         raise ConfigError(f"keepalive: is a number of seconds from {MIN_KEEPALIVE} to {MAX_KEEPALIVE}")
-    return int(value)  # type: ignore[call-overload, no-any-return]
+    return int(value)
 
 
 def _credentials(settings: TransportSettings, in_url: str | None) -> tuple[str | None, str | None]:
