@@ -120,7 +120,7 @@ class Cache:
         self._alias_marks = bytearray(_MARKS + 1)
         self._next_sweep = 0
         self._readers: list[ref[OrderedDict[bytes, None]]] = []
-        """Keys that came to be used while somebody reads; weak, since a compiled generator dropped runs no `finally`."""
+        """Keys that came to be used while somebody reads; weak: a compiled generator that is dropped runs no `finally`."""
         self.generation = 0
         """Raised by every flush, so that work begun before it can see that it is late."""
         self.hits = self.misses = self.stored = self.renewed = self.evicted = self.expired = 0
