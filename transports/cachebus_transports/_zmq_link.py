@@ -64,7 +64,14 @@ _EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CONNECTED
+    | zmq.EVENT_CONNECT_DELAYED
+    | zmq.EVENT_CONNECT_RETRIED
 )
+_TRYING = {zmq.EVENT_CONNECTED, zmq.EVENT_CONNECT_DELAYED, zmq.EVENT_CONNECT_RETRIED}
+REVIVE = 1.0
+"""Seconds after a link was lost in which libzmq must have begun to try again. It does so at once, or never: it gives an
+endpoint up for good when its other end broke the protocol, sent too much or refused our key, which all may pass."""
 _EVENT = struct.Struct("=HI")  # zmq_socket_monitor(3): event and value, the peer's endpoint in a second part
 
 _log = logging.getLogger(__name__)
@@ -131,12 +138,6 @@ def bind(opened: Socket, endpoint: Endpoint) -> None:
         os.umask(mask)
 
 
-def connect(opened: Socket, endpoint: Endpoint) -> None:
-    """Connect, now and whenever the link is lost. Raises `zmq.ZMQError`."""
-    opened.set(zmq.IPV6, int(endpoint.is_ipv6))
-    opened.connect(endpoint.text)
-
-
 def bound_to(opened: Socket) -> str:
     """The endpoint that was bound last; tells which port `:0` became."""
     text = opened.get(zmq.LAST_ENDPOINT)
@@ -173,6 +174,38 @@ class Reader:
             self._again.cancel()
 
 
+class Watch:
+    """Connects a socket again whose endpoint libzmq has given up."""
+
+    def __init__(self, opened: Socket) -> None:
+        self._opened = opened
+        self._timer: asyncio.TimerHandle | None = None
+        self.endpoint: str | None = None
+        """Where it connects; None for a socket that is bound, to which others come back by themselves."""
+
+    def lost(self) -> None:
+        """The link is gone, or did not come about."""
+        if self.endpoint is not None and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(REVIVE, self._revive, self.endpoint)
+
+    def tries(self) -> None:
+        """libzmq connects."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave it be."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _revive(self, endpoint: str) -> None:
+        self._timer = None
+        with contextlib.suppress(zmq.ZMQError):  # it is given up for good
+            self._opened.disconnect(endpoint)
+        with contextlib.suppress(zmq.ZMQError):
+            self._opened.connect(endpoint)
+
+
 class Links:
     """The ZeroMQ sockets of one transport or hub: a context, its sockets, their readers, monitors and ZAP handler."""
 
@@ -183,7 +216,7 @@ class Links:
         self.curve = curve
         self._context: Context | None = None
         self._sockets: list[Socket] = []
-        self._monitored: list[Socket] = []
+        self._watches: dict[Socket, Watch] = {}
         self._readers: list[Reader] = []
         self.connects = self.failures = self.unknown = self._closed = 0
 
@@ -217,6 +250,12 @@ class Links:
         self._monitor(opened)
         return opened
 
+    def connect(self, opened: Socket, endpoint: Endpoint) -> None:
+        """Connect, now and whenever the link is lost. Raises `zmq.ZMQError`."""
+        opened.set(zmq.IPV6, int(endpoint.is_ipv6))
+        opened.connect(endpoint.text)
+        self._watches[opened].endpoint = endpoint.text
+
     def read(self, opened: Socket, step: Callable[[], bool]) -> Reader:
         """Drain `opened` by `step` as long as these links are open."""
         reader = Reader(opened, step)
@@ -243,9 +282,10 @@ class Links:
         for reader in self._readers:
             reader.close()
         self._readers.clear()
-        for opened in self._monitored:
+        for opened, watch in self._watches.items():
             opened.disable_monitor()
-        self._monitored.clear()
+            watch.close()
+        self._watches.clear()
         for opened in self._sockets:
             opened.close()
         self._sockets.clear()
@@ -262,23 +302,28 @@ class Links:
 
     def _monitor(self, opened: Socket) -> None:
         assert self._context is not None
-        endpoint = f"inproc://monitor-{len(self._monitored)}"
+        endpoint = f"inproc://monitor-{len(self._watches)}"
         opened.monitor(endpoint, _EVENTS)
         events = self._plain(zmq.PAIR)
         events.connect(endpoint)
-        self._monitored.append(opened)
-        self.read(events, lambda: self._note(events))
+        watch = self._watches[opened] = Watch(opened)
+        self.read(events, lambda: self._note(events, watch))
 
-    def _note(self, events: Socket) -> bool:
+    def _note(self, events: Socket, watch: Watch) -> bool:
         with contextlib.suppress(zmq.Again):
-            while True:
+            for _ in range(SLICE // MESSAGE_COST):
                 event, _ = _EVENT.unpack(events.recv_multipart(zmq.NOBLOCK)[0])
-                if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                if event in _TRYING:
+                    watch.tries()
+                elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self.connects += 1
                 elif event == zmq.EVENT_DISCONNECTED:
                     self._closed += 1
+                    watch.lost()
                 else:
                     self.failures += 1
+                    watch.lost()
+            return True
         return False
 
     def _authenticate(self, asked: Socket) -> bool:

@@ -40,7 +40,6 @@ from cachebus_transports._zmq_link import (
     Socket,
     bind,
     bound_to,
-    connect,
     no_peer_is_unknown,
     parse_zmq,
     read_hwm,
@@ -172,7 +171,7 @@ class ZeromqTransport:
             bind(opened, endpoint)
             self._bound.append(bound_to(opened))
         if hub is not None:
-            connect(opened, hub)
+            self._links.connect(opened, hub)
         self._held = deque()
         self._released.clear()
         self._deadline = asyncio.get_running_loop().call_later(HOLD, self._release)
@@ -186,7 +185,7 @@ class ZeromqTransport:
             sender = curve.name_of(curve.server_key(endpoint.text)) or sender
         opened = self._links.open(zmq.SUB, peer=endpoint.text)
         opened.set(zmq.SUBSCRIBE, b"")
-        connect(opened, endpoint)
+        self._links.connect(opened, endpoint)
         self._links.read(opened, self._reading(opened, sender))
 
     def _accept_publishers(self, endpoint: Endpoint) -> None:
