@@ -120,7 +120,7 @@ class Cache:
         self._alias_marks = bytearray(_MARKS + 1)
         self._next_sweep = 0
         self._readers: list[ref[OrderedDict[bytes, None]]] = []
-        """Keys that came to be used while somebody reads; weak: a compiled generator that is dropped runs no `finally`."""
+        """Keys that were used while somebody reads. Weak: a compiled generator that is dropped runs no `finally`."""
         self.generation = 0
         """Raised by every flush, so that work begun before it can see that it is late."""
         self.hits = self.misses = self.stored = self.renewed = self.evicted = self.expired = 0
@@ -450,8 +450,11 @@ class Cache:
             if self._negatives and self._held(owner + b"\0\0")[:8] > now_bytes:
                 continue
             cached = self._expand(owner, rrtype, value, now)
+            # What is left of a life is whole seconds; so is its age here, or it would lose one more.
+            age = max(0, int(now - cached.learned))
+            rrset = cached.rrset._replace(ttl=cached.rrset.ttl + age)
             found.append(Answer(
-                owner, rrtype, (cached.rrset,), cached.evidence, cached.origin, now,
+                owner, rrtype, (rrset,), cached.evidence, cached.origin, now - age,
                 cached.validating, cached.transport, cached.signer,
             ))  # fmt: skip
         return found
