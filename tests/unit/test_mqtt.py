@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from cachebus_transports import mqtt, mqtt_link
+from cachebus_transports import mqtt, mqtt_link, mqtt_session
 from cachebus_transports.mqtt import MqttTransport
 from cachebus_transports.mqtt_link import MAX_PACKET, Link
 from cachebus_transports.mqtt_options import MqttOptions, node_of, parse_options
@@ -232,7 +232,7 @@ class Reading:
     def published(self, first: int, body: bytes) -> None:
         self.packets.append((first, body))
 
-    def packet(self) -> None:
+    def packet(self, begins: int) -> None:
         """Reads as paho does: byte by byte, then the rest."""
         assert self.link is not None
         first, size, shift = self.link.recv(1)[0], 0, 0
@@ -518,6 +518,42 @@ async def test_messages_on_strange_topics_are_counted(after: bytes) -> None:
     async with connected(Broker(accept, after)) as (transport, inbox):
         await until(lambda: transport.statistics()["unexpected"] == 1)
         assert inbox == []
+
+
+@pytest.mark.parametrize(
+    ("after", "complaint"),
+    [
+        (packet(0xC0, b""), "a packet of type 12"),
+        (packet(0x62, b"\0\x01"), "a packet of type 6"),
+        (packet(0x20, b"\0\0\0"), "a second welcome"),
+        (packet(0x32, publish(b"cachebus/home/v1/two", b"", qos=1, number=0)), "identifier is missing"),
+        (packet(0x30, b"\0\x14cachebus/home/v1/two\x05"), "the packet is cut"),
+        (packet(0x30, b""), "the properties have no length"),
+    ],
+)
+async def test_a_broker_that_does_not_keep_to_the_protocol_is_left(
+    after: bytes, complaint: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        async with connected(Broker(accept, after)) as (transport, inbox):
+            await until(lambda: transport.statistics()["reconnects"] >= 1)
+            assert inbox == []
+    assert complaint in caplog.text
+
+
+async def test_a_broker_that_takes_no_acknowledgements_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mqtt_session, "MAX_UNWRITTEN", 3)
+    broker = Broker(accept)
+    async with connected(broker) as (transport, inbox):
+        await until(lambda: transport.statistics()["connected"] == 1)
+        session = transport._session
+        assert session is not None
+        session.link.pause_writing()
+        for number in range(1, 6):
+            data = publish(b"cachebus/home/v1/two", b"%d" % number, qos=1, number=number)
+            broker._writers[-1].write(packet(0x32, data))
+        await until(lambda: transport.statistics()["reconnects"] == 1)
+        assert [data for data, _ in inbox] == [b"1", b"2", b"3"]
 
 
 @given(noise=st.binary(min_size=1, max_size=120))

@@ -279,13 +279,13 @@ class MqttTransport:
         return ssl.create_default_context() if options.tls is None else options.tls.broker_context()
 
     async def _serve(self, session: Session) -> None:
+        options, started = self._options, self._now()
         self._session = session
         self._counters["reconnects" if self._counters["connects"] else "connects"] += 1
-        self._say(
-            logging.INFO, f"connected to {self._options.shown} with MQTT {'5' if session.version == 5 else '3.1.1'}"
-        )
+        version = "5" if session.version is MQTTProtocolVersion.MQTTv5 else "3.1.1"
+        _log.info("transport %s: connected to %s with MQTT %s", options.name, options.shown, version)
         if not session.subscribed:
-            self._say(logging.WARNING, f"{self._options.shown} does not let us subscribe: {session.reason}")
+            self._warn(f"{options.shown} does not let us subscribe: {session.reason}")
         self._pump_soon()
         try:
             await session.keep()
@@ -295,18 +295,20 @@ class MqttTransport:
                 self._counters["resent"] += len(self._under_way)
                 self._outbox.put_back(tuple(self._under_way.values()))
                 self._under_way.clear()
+        if self._now() - started >= STABLE:
+            self._said = ""
         if self._task is not None:
-            self._say(logging.WARNING, f"lost {self._options.shown}: {session.reason or 'the connection ended'}")
+            self._warn(f"lost {options.shown}: {session.reason or 'the connection ended'}")
 
     def _fail(self, reason: str) -> None:
         self._counters["connect_failures"] += 1
-        self._say(logging.WARNING, f"cannot connect to {self._options.shown}: {reason}")
+        self._warn(f"cannot connect to {self._options.shown}: {reason}")
 
-    def _say(self, level: int, text: str) -> None:
-        """Log what is new; a broker that stays away is reported once."""
+    def _warn(self, text: str) -> None:
+        """Log what is new: a broker that stays away, or goes each time for the same reason, is reported once."""
         if text != self._said:
             self._said = text
-            _log.log(level, "transport %s: %s", self._options.name, text)
+            _log.warning("transport %s: %s", self._options.name, text)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

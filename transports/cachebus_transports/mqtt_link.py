@@ -31,8 +31,8 @@ class Reader(Protocol):
         """A PUBLISH came: first byte of its fixed header, and what follows that header."""
         ...
 
-    def packet(self) -> None:
-        """Any other packet came, and waits to be read by `Link.recv`."""
+    def packet(self, first: int) -> None:
+        """Any other packet came, with this first byte, and waits to be read by `Link.recv`."""
         ...
 
     def turn_ends(self) -> None:
@@ -94,7 +94,7 @@ class Link(asyncio.Protocol):
                 self._reader.published(first, bytes(self._received[self._body : end]))
             else:
                 self._position, self._end = start, end
-                self._reader.packet()
+                self._reader.packet(first)
             start = end
         if self.open:
             del self._received[:start]

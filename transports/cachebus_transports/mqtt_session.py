@@ -30,6 +30,10 @@ MAX_IN_FLIGHT = 200
 """QoS 1 messages under way at once, where the broker allows as many (Receive Maximum)."""
 MAX_IN_FLIGHT_V3 = 20
 """The same with MQTT 3.1.1, which has no word for it: what brokers commonly take."""
+RECEIVE_MAXIMUM = 1000
+"""QoS 1 messages that a broker may have under way to us."""
+MAX_UNWRITTEN = 10_000
+"""Acknowledgements that may wait while the broker reads nothing; one that still goes on sending is left."""
 EXPIRY = 60
 """Message Expiry Interval in seconds: no receiver takes an envelope that is older."""
 CONTENT_TYPE = "application/vnd.cachebus.v1"
@@ -40,6 +44,8 @@ LONGEST_REASON = 200
 """Characters shown of what a broker says of itself."""
 _HEADER = 16
 """Bytes of a PUBLISH beside topic, properties and message, rounded up: 5 of fixed header, 2 of length, 2 of ID."""
+_FROM_BROKERS = frozenset({0x20, 0x40, 0x90, 0xD0, 0xE0})
+"""First bytes of CONNACK, PUBACK, SUBACK, PINGRESP and DISCONNECT. Others paho would answer, one by one, for ever."""
 _UNSUPPORTED = "Unsupported protocol version"
 
 
@@ -118,6 +124,7 @@ class Session:
         self._properties: dict[int, Properties] = {}
         self._outcome: asyncio.Future[End | None] = asyncio.get_running_loop().create_future()
         self._ready = False
+        self._unwritten = 0
         self.subscribed = False
         """The broker lets us read."""
         self._client = self._make_client(version)
@@ -146,6 +153,7 @@ class Session:
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             properties.SessionExpiryInterval = 0
             properties.MaximumPacketSize = MAX_PACKET
+            properties.ReceiveMaximum = RECEIVE_MAXIMUM
         self._client.connect_async(
             self._options.host,
             self._options.port,
@@ -218,12 +226,19 @@ class Session:
             self._break("a message came before the welcome")
             return
         if message.number:
+            self._unwritten += self.link.paused
+            if self._unwritten > MAX_UNWRITTEN:
+                self._break("it takes no acknowledgements")
+                return
             self._client.ack(message.number, 1)
         self._events.message(message.topic, message.payload, message.retained)
 
-    def packet(self) -> None:
+    def packet(self, first: int) -> None:
         """Let paho read what else came."""
-        self._guarded(self._client.loop_read)
+        if first in _FROM_BROKERS:
+            self._guarded(self._client.loop_read)
+        else:
+            self._break(f"a packet of type {first >> 4}")
 
     def turn_ends(self) -> None:
         """Write what the received caused, as acknowledgements."""
@@ -232,6 +247,7 @@ class Session:
 
     def room(self) -> None:
         """Go on writing."""
+        self._unwritten = 0
         self.write()
         self._events.room()
 
@@ -243,7 +259,7 @@ class Session:
             self._break(type(error).__name__)
 
     def _break(self, why: str) -> None:
-        self.reason = f"it sent what is not MQTT: {why}"
+        self.reason = f"it does not keep to MQTT: {why}"
         self.link.abort()
 
     def _on_connect(
@@ -252,6 +268,9 @@ class Session:
         if reason.is_failure:
             self.reason = _said(reason, properties)
             self._settle(End.UNSUPPORTED if reason == _UNSUPPORTED else End.REFUSED)
+            return
+        if self._ready:
+            self._break("a second welcome")
             return
         self._ready = True
         self.welcome = self._limits(properties)
