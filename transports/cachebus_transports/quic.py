@@ -99,7 +99,7 @@ class QuicTransport(StreamTransport):
         try:
             connection.connect(address)
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                await connection.stands
+                await asyncio.shield(connection.stands)  # a time-out must not cancel the connection's own future
         except BaseException:
             connection.abort()
             raise
