@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import cbor2
@@ -46,6 +47,12 @@ def read(block: bytes) -> BusBlock:
 
 def test_a_small_block_byte_by_byte() -> None:
     assert write_block(HEAD, [address()]).hex() == small().hex()
+
+
+def test_the_documented_example() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "wire" / "cdns.md").read_text()
+    lines = [line.partition(";")[0] for line in text.splitlines() if line.startswith("    ") and ";" in line]
+    assert bytes.fromhex("".join(lines)) == small()
 
 
 def test_what_it_reads_as() -> None:
