@@ -6,6 +6,7 @@ from typing import Any
 
 from tests.fuzz import (
     admin,
+    batch,
     bus,
     cdns,
     configuration,
@@ -26,6 +27,7 @@ TARGETS: dict[str, type[Target[Any]]] = {
     for module in (
         messages,
         bus,
+        batch,
         cdns,
         form,
         frames,
