@@ -56,6 +56,10 @@ Refused = Callable[[Refusal, Sender], None]
 _log = logging.getLogger(__name__)
 
 
+class KeyMissing(ConfigError):  # noqa: N818 - names the state, as those of `errors` do
+    """Raised when the codec signs and no key was given."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
     """Everything that has to be known to open a link; made by `plan`."""
@@ -73,7 +77,7 @@ class Opening:
         link = make_link(self.url, self.role, self.beside)
         signs = link.section.codec_name is not CodecName.CDNS
         if signs and not self.keys:
-            raise ConfigError("a key is missing: everything on the bus is signed, and nothing else is taken")
+            raise KeyMissing("a key is missing: nothing is sent that is not signed, and nothing else is taken")
         return link
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -30,6 +30,7 @@ KEY = "key"
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,31}")
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}")
+_ZONE = re.compile(r"[A-Za-z0-9._-]{1,15}")
 _LABEL = re.compile(r"[a-z0-9-]{1,63}")
 _SPACE = re.compile(r"[\s\0-\x1f\x7f]")
 _TYPES = {
@@ -68,6 +69,11 @@ class Url:
     """What follows the host, unescaped."""
     user: str | None
     query: Mapping[str, tuple[str, ...]]
+
+    @property
+    def shown(self) -> str:
+        """As errors name it: without anything that may be a password."""
+        return f"{self.scheme}://{self.host}" + ("" if self.port is None else f":{self.port}")
 
     @property
     def type(self) -> str:
@@ -132,13 +138,13 @@ def parse_url(text: str) -> Url:
     if parts.password is not None:
         raise ConfigError("a URL holds no password, which others would see; write it to a file or into a variable")
     if parts.fragment or text.endswith("#"):
-        raise ConfigError(f"{text!r}: takes no #")
+        raise ConfigError("a URL of a link has no #")
     if parts.scheme == "zmq+ipc":
         host, path, port = "", unquote(parts.netloc) + path, None
     elif host and not (is_address(host) or _HOST.fullmatch(host)):
-        raise ConfigError(f"{text!r}: the host is neither a name nor an address")
+        raise ConfigError(f"{_shown(text)}: the host is neither a name nor an address")
     if "\0" in path:
-        raise ConfigError(f"{text!r}: the path is none")
+        raise ConfigError(f"{parts.scheme}://: the path is none")
     values: dict[str, tuple[str, ...]] = {}
     for key, value in query:
         values[key] = (*values.get(key, ()), value)
@@ -147,7 +153,9 @@ def parse_url(text: str) -> Url:
 
 
 def is_address(host: str) -> bool:
-    """Whether this is an IPv4 or IPv6 address, a zone included."""
+    """Whether this is an IPv4 or IPv6 address, perhaps with a zone that can be an interface's name."""
+    if "%" in host and not _ZONE.fullmatch(host.partition("%")[2]):
+        return False
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -198,9 +206,9 @@ def make_link(url: Url, role: Role, beside: Beside, addresses: Mapping[str, str]
     allowed = _QUERIES.get(url.type, frozenset() if url.type in _TYPES.values() else None)
     if allowed is not None and (unknown := url.query.keys() - allowed):
         takes = f"takes {', '.join(f'{key}=' for key in sorted(allowed))} after the ?" if allowed else "takes no ?"
-        raise ConfigError(f"{url.text!r}: {unknown.pop()!r}: {url.scheme}:// {takes}")
+        raise ConfigError(f"{url.shown}: {url.scheme}:// {takes}, and not {_word(unknown)}")
     if url.user is not None and url.scheme in _TYPES and url.type != "mqtt":
-        raise ConfigError(f"{url.text!r}: {url.scheme}:// takes no user")
+        raise ConfigError(f"{url.shown}: {url.scheme}:// takes no user")
     maker = _Maker(url, role, beside, addresses or {})
     return maker.make()
 
@@ -257,7 +265,7 @@ class _Maker:
         if self._url.type == "mqtt":
             in_url = self._url.path.strip("/")
         if said and in_url and said != in_url:
-            raise ConfigError(f"{self._url.text!r} names the cluster {in_url}, and not {said}")
+            raise ConfigError(f"{self._url.shown} names the cluster {in_url}, and not {said}")
         cluster = said or in_url or "default"
         if not _LABEL.fullmatch(cluster):
             raise ConfigError("cluster: is 1 to 63 of a-z, 0-9 and -")
@@ -307,9 +315,9 @@ class _Maker:
     def _mqtt(self) -> None:
         url = self._url
         if url.path.strip("/") and not _LABEL.fullmatch(url.path.strip("/")):
-            raise ConfigError(f"{url.text!r} is not {url.scheme}://[USER@]HOST:PORT/CLUSTER")
+            raise ConfigError(f"{url.shown} is not {url.scheme}://[USER@]HOST:PORT/CLUSTER")
         if not url.host or url.port == 0:
-            raise ConfigError(f"{url.text!r} has no host, or no port from 1 to 65535")
+            raise ConfigError(f"{url.shown} has no host, or no port from 1 to 65535")
         if self._beside.peers:
             raise ConfigError("peers: with mqtt, nodes meet at the broker")
         host = f"[{url.host}]" if ":" in url.host else url.host
@@ -323,7 +331,7 @@ class _Maker:
         binds = self._truth("bind")
         if self._url.scheme == "zmq+ipc":
             if not self._url.path:
-                raise ConfigError(f"{self._url.text!r} is not zmq+ipc://PATH")
+                raise ConfigError(f"{self._url.shown} is not zmq+ipc://PATH")
             own = f"ipc://{self._url.path}"
             others = [f"ipc://{peer}" for peer in self._beside.peers]
         else:
@@ -393,12 +401,12 @@ class _Maker:
 
     def _no_path(self) -> None:
         if self._url.path.strip("/"):
-            raise ConfigError(f"{self._url.text!r} has more than {self._url.scheme}://HOST:PORT")
+            raise ConfigError(f"{self._url.shown} has more than {self._url.scheme}://HOST:PORT")
 
     def _endpoint(self, *, any_port: bool = False) -> str:
         url = self._url
         if not url.host or url.port is None or not (url.port or any_port):
-            raise ConfigError(f"{url.text!r} is not of the form {url.scheme}://HOST:PORT")
+            raise ConfigError(f"{url.shown} is not of the form {url.scheme}://HOST:PORT")
         return endpoint(self._address(url.host), url.port)
 
     def _address(self, host: str) -> str:
@@ -436,7 +444,7 @@ class _Maker:
     def _single(self, key: str) -> str:
         values = self._url.query.get(key, ())
         if len(values) != 1 or not values[0]:
-            raise ConfigError(f"{self._url.text!r}: {key}= is there twice, or empty")
+            raise ConfigError(f"{self._url.shown}: {key}= is there twice, or empty")
         return values[0]
 
     def _truth(self, key: str) -> bool:
@@ -444,13 +452,13 @@ class _Maker:
             return False
         value = _TRUTH.get(self._single(key))
         if value is None:
-            raise ConfigError(f"{self._url.text!r}: {key}= is 0 or 1")
+            raise ConfigError(f"{self._url.shown}: {key}= is 0 or 1")
         return value
 
     def _number(self, key: str) -> int:
         text = self._single(key)
         if not text.isascii() or not text.isdigit() or len(text) > 3:
-            raise ConfigError(f"{self._url.text!r}: {key}= is a small number")
+            raise ConfigError(f"{self._url.shown}: {key}= is a small number")
         return int(text)
 
 
@@ -468,3 +476,9 @@ def _codec(said: str | None, kind: str) -> CodecName:
 def _shown(text: str) -> str:
     """A text that is no URL, as far as it cannot be a password."""
     return repr(text) if "@" not in text else "what was given"
+
+
+def _word(keys: Collection[str]) -> str:
+    """The first of some words, where it is one."""
+    first = min(keys)
+    return repr(first) if first.isidentifier() and first.isascii() else "what is there"

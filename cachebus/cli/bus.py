@@ -1,39 +1,29 @@
-"""What `tail` and `publish` share: the URL of a link, the codec with a key, and a configuration's share policy.
+"""What `tail` and `publish` share: the flags of a link, and a configuration's share policy.
 
-Decides how `SCHEME://HOST:PORT` becomes what a transport takes. Host names are resolved here, once: transports take
-address literals only.
+Decides how flags become what `cachebus.client` plans a link from. What a URL means is known to `cachebus.urls`.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import socket
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
 
 from cachebus.answer import Answer, Refusal
-from cachebus.codecs.dns import DnsCodec, DnsCodecSettings
-from cachebus.errors import ConfigError, TransportError
+from cachebus.cli.common import KeyParameter
+from cachebus.client import KeyMissing, Opening, plan
+from cachebus.config.transports import CodecName
 from cachebus.filters.policy import Policy
-from cachebus.presentation import name_to_text
-from cachebus.wire.tsig import Key
+from cachebus.urls import Beside, Role
 
 if TYPE_CHECKING:
     from cachebus.config.keyfile import KeyMaterial
 
-NODE = "cli"
-"""Node name of a command: it appears on no wire, as codec `dns` carries none."""
-CLUSTER = "cli"
+Command = TypeVar("Command", bound=Callable[..., Any])
 
-
-class Link(NamedTuple):
-    """Where a URL points."""
-
-    scheme: str
-    """Type of the transport."""
-    endpoint: str
-    """`ADDRESS:PORT`, IPv6 in brackets."""
+_FILE = click.Path(path_type=Path)
 
 
 class SharePolicy(NamedTuple):
@@ -48,54 +38,64 @@ class SharePolicy(NamedTuple):
         return None if self.policy is None else self.policy.refuse_to_share(answer)
 
 
-def parse_url(text: str) -> Link:
-    """Take `SCHEME://HOST:PORT` apart and resolve the host.
+def link_options(command: Command) -> Command:
+    """Add the flags that stand beside a URL; a verb takes them as keyword arguments and passes them to `open_plan`."""
+    options = (
+        click.option("--key", "keys", multiple=True, type=KeyParameter(), metavar="KEY",
+                     help="NAME:ALG:BASE64, file:PATH of a key file, or env:VAR that holds one. "
+                          "Repeated: all are accepted, the first signs."),
+        click.option("--peers", metavar="HOST,...",
+                     help="udp, multicast: hear these hosts only. tls, quic: names of the certificates that are let "
+                          "in. zmq: further addresses to subscribe to."),
+        click.option("--cluster", metavar="NAME", help="Name of the cluster. [default: that of the URL, or default]"),
+        click.option("--node", metavar="NAME", help="Our name on the bus. [default: cli- and eight random digits]"),
+        click.option("--codec", type=click.Choice([codec.value for codec in CodecName]),
+                     help="What the messages are. [default: dns over udp and multicast, batch over mqtt and zmq, "
+                          "cdns over tcp, tls and quic]"),
+        click.option("--ca", type=_FILE, metavar="FILE", help="Certificates that sign the other end's."),
+        click.option("--cert", type=_FILE, metavar="FILE", help="Certificate to show."),
+        click.option("--cert-key", type=_FILE, metavar="FILE", help="Its private key."),
+        click.option("--curve-key", type=_FILE, metavar="FILE", help="zmq: our own CURVE key."),
+        click.option("--curve-server", metavar="KEY", help="zmq: public key of the other end, or file:PATH."),
+        click.option("--curve-allow", metavar="file:PATH", help="zmq, bind=1: public keys that may connect."),
+        click.option("--password", metavar="file:PATH|env:VAR", help="mqtt: password of the URL's user."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
 
-    Raises `ConfigError` for anything else, `TransportError` when the host has no address.
+
+def open_plan(
+    url: str,
+    role: Role,
+    *,
+    infrastructure: bool,
+    keys: tuple[KeyMaterial, ...],
+    peers: str | None,
+    node: str | None,
+    password: str | None,
+    **beside: Any,
+) -> Opening:
+    """What to open, by a URL and the flags of `link_options`.
+
+    Raises `ConfigError` when they contradict each other; a usage error where a key is missing.
     """
+    names = tuple(name.strip() for name in (peers or "").split(",") if name.strip())
     try:
-        parts = urlsplit(text)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise ConfigError(f"{text!r} is not a URL: {error}") from None
-    if not parts.scheme or host is None or port is None:
-        raise ConfigError(f"{text!r} is not of the form SCHEME://HOST:PORT, as udp://192.0.2.1:5390")
-    if parts.username is not None or parts.path.strip("/") or parts.query or parts.fragment:
-        raise ConfigError(f"{text!r} has more than SCHEME://HOST:PORT")
-    return Link(parts.scheme, resolve(unquote(host), port))  # a zone is written %25eth0 (RFC 6874)
-
-
-def parse_peer(text: str, port: int) -> str:
-    """`ADDRESS:PORT` of a peer given as HOST or HOST:PORT. Raises as `parse_url`."""
-    bare = text.strip()
-    if _is_address(bare):
-        return resolve(bare, port)
-    host, _, own_port = bare.rpartition(":")
-    return parse_url(f"peer://{bare}" if host and own_port.isdigit() else f"peer://{bare}:{port}").endpoint
-
-
-def resolve(host: str, port: int) -> str:
-    """First address of a host as `ADDRESS:PORT`; a literal stays what it is. Raises `TransportError`."""
-    if not _is_address(host):
-        try:
-            host = str(socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][4][0])
-        except (OSError, UnicodeError) as error:
-            raise TransportError(f"host {host} has no address: {error}") from error
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def make_codec(scheme: str, key: KeyMaterial, *, infrastructure: bool) -> DnsCodec:
-    """Codec `dns` with one key, for any time of signing: a command has no replays to fear from before its start."""
-    tsig = Key.make(name_to_text(key.name), key.algorithm, key.secret)
-    return DnsCodec(DnsCodecSettings(transport=scheme, key=tsig, infrastructure=infrastructure), start=None)
+        opening = plan(
+            url,
+            role=role,
+            beside=Beside(peers=names, **beside),
+            key=keys,
+            node=node,
+            password=password,
+            infrastructure=infrastructure,
+        )
+    except KeyMissing as error:
+        raise click.UsageError(f"--key is missing: {str(error).partition(': ')[2]}.") from None
+    if opening.key_is_idle:
+        click.echo("cachebus: --key is not used: codec cdns signs nothing, its link authenticates", err=True)
+    return opening
 
 
 def load_share(config: Path | None) -> SharePolicy:

@@ -7,24 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import uvloop
 
 from cachebus.answer import Answer, Refusal
-from cachebus.cli.bus import CLUSTER, NODE, SharePolicy, load_share, make_codec, parse_peer, parse_url
-from cachebus.cli.common import json_option, key_option, print_json
+from cachebus.cli.bus import SharePolicy, link_options, load_share, open_plan
+from cachebus.cli.common import json_option, print_json
 from cachebus.cli.present import answer_records
-from cachebus.ports import Clock, Codec, Sender, TransportSettings
-from cachebus.registry import load_transport
-
-if TYPE_CHECKING:
-    from cachebus.config.keyfile import KeyMaterial
+from cachebus.client import Bus
+from cachebus.ports import Sender
+from cachebus.urls import Role
 
 MAX_WAITING = 10_000
 """Answers waiting to be printed; a slow terminal loses the oldest, and is told how many."""
@@ -32,111 +28,80 @@ MAX_WAITING = 10_000
 
 @click.command()
 @click.argument("url")
-@key_option
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N answers.")
-@click.option("--peers", metavar="HOST,...", help="Take datagrams from these hosts only.")
 @click.option("--share", metavar="CONFIG", type=click.Path(path_type=Path), help="Apply its share policy too.")
+@link_options
 @json_option
-def tail(
-    *, url: str, key: KeyMaterial | None, count: int | None, peers: str | None, share: Path | None, as_json: bool
-) -> None:
-    """Listen at URL (udp://HOST:PORT) and print a line for each answer that authenticates and is well-formed.
+def tail(*, url: str, count: int | None, share: Path | None, as_json: bool, **link: Any) -> None:
+    """Print a line for each answer at URL that authenticates and is well-formed.
 
-    What does not is named on standard error, each reason once.
+    \b
+    udp://HOST:PORT         listens there; a node has to have it among its peers
+    multicast://GROUP:PORT  ?interface=&source=&hops=
+    mqtt://[USER@]HOST:PORT/CLUSTER, mqtts://
+    zmq+tcp://HOST:PORT, zmq+ipc://PATH      connects; ?bind=1 binds
+    tcp://, tls://, quic:// HOST:PORT        connects and subscribes; ?listen=1 listens
+
+    tcp:// without certificates is cleartext, between loopback addresses only. What does not authenticate is named on
+    standard error, each reason once.
     """
-    if key is None:
-        raise click.UsageError("--key is missing: nothing is taken that does not authenticate.")
-    link = parse_url(url)
-    hosts = [parse_peer(host, _port(link.endpoint)) for host in (peers or "").split(",") if host.strip()]
-    settings = TransportSettings(
-        name="tail",
-        node=NODE,
-        cluster=CLUSTER,
-        listen=link.endpoint,
-        peers=tuple(hosts),
-        options={"peers_only": True} if hosts else {},
-    )
     policy = load_share(share)
-    inbox = Inbox(make_codec(link.scheme, key, infrastructure=policy.infrastructure), policy, time.time)
-    factory = load_transport(link.scheme)
+    bus = Bus(open_plan(url, Role.SUBSCRIBE, infrastructure=policy.infrastructure, **link), waiting=MAX_WAITING)
+    printer = Printer(bus, policy, count, print_json if as_json else _print_line)
 
     async def run() -> None:
-        async with factory(settings, inbox.receive):
-            await print_answers(inbox, count, print_json if as_json else _print_line)
+        async with bus:
+            await printer.run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
 
 
-class Inbox:
-    """Receives datagrams: answers wait here to be printed, refusals are counted by reason."""
+class Printer:
+    """Prints what arrives on a bus, `count` answers or until SIGINT or SIGTERM."""
 
-    def __init__(self, codec: Codec, policy: SharePolicy, clock: Clock) -> None:
-        self._codec = codec
+    def __init__(
+        self, bus: Bus, policy: SharePolicy, count: int | None, print_one: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """Prints nothing before `run`."""
+        self._bus = bus
         self._policy = policy
-        self._clock = clock
-        self._waiting: deque[Answer] = deque()
-        self._arrived = asyncio.Event()
-        self._stopped = False
-        self.missed = 0
-        """Answers given up because they were not printed fast enough."""
-        self.refused: dict[Refusal, int] = {}
+        self._count = count
+        self._print_one = print_one
+        self._told: set[Refusal] = set()
+        bus.on_refusal = self._refuse
 
-    def receive(self, data: bytes, sender: Sender) -> None:
-        """Take one datagram; a `ports.Receive`."""
-        answers, refusals = self._codec.decode_all(((data, sender),), self._clock())
-        for reason in refusals:
-            self._refuse(reason, sender)
-        if not answers:
-            return
-        for answer in answers:
-            refusal = self._policy.refuse(answer)
-            if refusal is not None:
-                self._refuse(refusal, sender)
-                continue
-            if len(self._waiting) >= MAX_WAITING:
-                self._waiting.popleft()
-                self.missed += 1
-            self._waiting.append(answer)
-        self._arrived.set()
-
-    def stop(self) -> None:
-        """Let `next` give None once everything that waits was given."""
-        self._stopped = True
-        self._arrived.set()
-
-    async def next(self) -> Answer | None:
-        """The oldest answer that waits; None at the end."""
-        while not self._waiting:
-            if self._stopped:
-                return None
-            self._arrived.clear()
-            await self._arrived.wait()
-        return self._waiting.popleft()
+    async def run(self) -> None:
+        """Print; what is missing is told at the end."""
+        answers = self._bus.subscribe()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, answers.end)
+        try:
+            printed = 0
+            async for answer in answers:
+                refusal = self._policy.refuse(answer)
+                if refusal is not None:
+                    self._refuse(refusal, answer.origin)
+                    continue
+                self._print_one(shape(answer))
+                printed += 1
+                if printed == self._count:
+                    break
+                await asyncio.sleep(0)  # printing must not keep the socket from being read
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+        if answers.missed:
+            click.echo(f"cachebus: {answers.missed} answers were not printed: they came faster than that", err=True)
+        if self._bus.gaps:
+            click.echo(f"cachebus: {self._bus.gaps} messages never came, by their sequence numbers", err=True)
 
     def _refuse(self, refusal: Refusal, sender: Sender) -> None:
-        if refusal not in self.refused:
+        if refusal not in self._told:
+            self._told.add(refusal)
             host = sender if isinstance(sender, str) else sender[0]
             click.echo(f"cachebus: refused a message from {host}: {refusal.value}", err=True)
-        self.refused[refusal] = self.refused.get(refusal, 0) + 1
-
-
-async def print_answers(inbox: Inbox, count: int | None, print_one: Callable[[dict[str, Any]], None]) -> None:
-    """Print what arrives, `count` answers or until SIGINT or SIGTERM."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, inbox.stop)
-    try:
-        printed = 0
-        while printed != count and (answer := await inbox.next()) is not None:
-            print_one(shape(answer))
-            printed += 1
-            await asyncio.sleep(0)  # printing must not keep the socket from being read
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-    if inbox.missed:
-        click.echo(f"cachebus: {inbox.missed} answers were not printed: they came faster than that", err=True)
 
 
 def shape(answer: Answer) -> dict[str, Any]:
@@ -155,7 +120,3 @@ def shape(answer: Answer) -> dict[str, Any]:
 def _print_line(shaped: dict[str, Any]) -> None:
     records = " | ".join(shaped["records"])
     click.echo(f"{shaped['origin']}  {shaped['evidence']:<13}  {shaped['name']} {shaped['type']}  <-  {records}")
-
-
-def _port(endpoint: str) -> int:
-    return int(endpoint.rpartition(":")[2])

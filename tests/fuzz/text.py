@@ -5,22 +5,20 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
-from unittest.mock import patch
 
 from cachebus_transports.udp import parse_endpoint as parse_udp_endpoint
 
 from cachebus.answer import Evidence
-from cachebus.cli.bus import parse_peer, parse_url
 from cachebus.cli.explain_rows import read_wire_file
 from cachebus.config import values
 from cachebus.config.keyfile import KeyMaterial, key_text, read_key_file, resolve_key
-from cachebus.errors import ConfigError, FrameError, MessageError, TransportError
+from cachebus.errors import ConfigError, FrameError, MessageError
 from cachebus.presentation import TYPES, check_name, name_from_text, name_to_text, type_from_text, type_to_text
+from cachebus.urls import Beside, Role, make_link, names, parse_url, split_peer
 from cachebus.wire.framestream import write_messages
 from tests.fuzz import opinion
 from tests.fuzz.grammar import make_message, pick_name
@@ -197,16 +195,6 @@ def _is_key(key: KeyMaterial, example: str) -> bool:
     return True
 
 
-def no_resolver(*arguments: Any, **more: Any) -> list[Any]:
-    """Stands in for `getaddrinfo`: literals only, without a system call."""
-    try:
-        address = ipaddress.ip_address(arguments[0])
-    except ValueError:
-        raise socket.gaierror(-2, "Name or service not known") from None
-    tail = (0, 0) if address.version == 6 else ()
-    return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (str(arguments[0]), arguments[1], *tail))]
-
-
 def _address(rng: Random) -> str:
     die = rng.random()
     if die < 0.4:
@@ -219,56 +207,100 @@ def _address(rng: Random) -> str:
 
 
 class EndpointTarget(TextTarget):
-    """Endpoints, peers and URLs of the command line and of `udp`: addresses and ports, or the documented error."""
+    """Endpoints and peers of the command line and of `udp`: addresses and ports, or the documented error."""
 
     name = "endpoint"
     parts = (
-        Part("cachebus/cli/bus.py", only=("parse_url", "parse_peer", "resolve", "_is_address")),
+        Part("cachebus/urls.py", only=("split_peer", "is_address")),
         Part("transports/cachebus_transports/_address.py", only=("parse_endpoint",)),
     )
-    pieces = (
-        *ODD_TEXT,
-        "udp://",
-        "mqtt://",
-        "%25eth0",
-        "user@",
-        "?bind=1",
-        ":5390",
-        "::1",
-        "[",
-        "]",
-        "xn--",
-        SURROGATE,
-    )
+    pieces = (*ODD_TEXT, "udp://", "%25eth0", "user@", ":5390", "::1", "[", "]", "xn--", SURROGATE)
 
     def valid(self, rng: Random) -> str:
-        text = f"{_address(rng)}:{below(rng, 65536)}"
-        return text if rng.random() < 0.7 else f"udp://{text}"
+        return f"{_address(rng)}:{below(rng, 65536)}"
 
     def check(self, example: str, rng: Random) -> bool:
-        with patch.object(socket, "getaddrinfo", no_resolver):
-            results = [
-                self._one(lambda: parse_url(example).endpoint),
-                self._one(lambda: parse_url(f"udp://{example}").endpoint),
-                self._one(lambda: parse_peer(example, 5390)),
-            ]
-            try:
-                address = parse_udp_endpoint(example, any_port=rng.random() < 0.5)
-            except ConfigError:
-                return any(results)
+        taken = False
+        try:
+            host, port = split_peer(example)
+        except ConfigError:
+            pass
+        else:
+            taken = True
+            assert host
+            assert host.isprintable()
+            assert port is None or 0 < port < 65536
+        try:
+            address = parse_udp_endpoint(example, any_port=rng.random() < 0.5)
+        except ConfigError:
+            return taken
         assert ipaddress.ip_address(address[0]).version == (4 if len(address) == 2 else 6)
         assert 0 <= address[1] < 65536
         return True
 
-    def _one(self, parse: Callable[[], str]) -> bool:
+
+SCHEMES = ("udp", "multicast", "mqtt", "mqtts", "zmq+tcp", "zmq+ipc", "tcp", "tls", "quic", "example")
+QUERIES = (
+    "bind=1", "listen=1", "listen=0", "interface=eth0", "source=192.0.2.1,192.0.2.2", "hops=3", "loop=1", "x=y", "bind",
+)  # fmt: skip
+
+
+class UrlTarget(TextTarget):
+    """URLs of links, for every role: a section that says what it can do, or `ConfigError` that holds no password."""
+
+    name = "url"
+    parts = (Part("cachebus/urls.py", without=("split_peer", "is_address")),)
+    pieces = (*ODD_TEXT, "://", "%25eth0", "user@", "u:hunter2@", "?", "&", "=", "[", "]", "/", "#", SURROGATE)
+
+    def valid(self, rng: Random) -> str:
+        scheme = SCHEMES[below(rng, len(SCHEMES))]
+        text = f"{scheme}://"
+        if scheme == "zmq+ipc":
+            text += f"/run/{below(rng, 100)}.sock"
+        else:
+            text += f"{'user@' if rng.random() < 0.1 else ''}{_address(rng)}:{below(rng, 65536)}"
+            text += f"/{('home', 'a-1', '', 'a/b')[below(rng, 4)]}" if rng.random() < 0.3 else ""
+        asked = [QUERIES[below(rng, len(QUERIES))] for _ in range(below(rng, 3))]
+        return text + ("?" + "&".join(asked) if asked else "")
+
+    def check(self, example: str, rng: Random) -> bool:
+        beside = self._beside(rng)
         try:
-            endpoint = parse()
-        except (ConfigError, TransportError):
+            url = parse_url(example)
+            found = make_link(url, tuple(Role)[below(rng, 3)], beside)
+            wanted = names(url, beside)
+        except ConfigError as error:
+            assert "hunter2" not in str(error)
+            assert "\n" not in str(error)
             return False
-        host, _, port = endpoint.rpartition(":")
-        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
-        assert 0 <= int(port) < 65536
+        assert found.sends or found.receives
+        assert found.section.type == url.type
+        assert found.section.options is not None
+        assert 1 <= len(found.cluster) <= 63
+        assert not any(map(is_literal, wanted))
+        known = make_link(url, Role.SUBSCRIBE, beside, dict.fromkeys(wanted, "192.0.2.9"))
+        assert not (wanted and url.host in wanted) or "192.0.2.9" in f"{known.section!r}{known.section.options}"
         return True
+
+    def _beside(self, rng: Random) -> Beside:
+        files = {"ca": "ca.pem", "cert": "cert.pem", "cert_key": "key.pem"}
+        return Beside(
+            peers=tuple(f"{_address(rng)}:{below(rng, 65535) + 1}" for _ in range(below(rng, 3))),
+            cluster=("home", None, None, "Not")[below(rng, 4)],
+            codec=(None, None, None, "dns", "batch", "cdns", "json")[below(rng, 7)],
+            curve_key="key" if rng.random() < 0.1 else None,
+            curve_server="file:server" if rng.random() < 0.1 else None,
+            **{name: path if rng.random() < 0.3 else None for name, path in files.items()},
+            options={"zstd": True} if rng.random() < 0.1 else {},
+        )
+
+
+def is_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 PARSERS: tuple[Callable[[str], object], ...] = (
@@ -366,5 +398,6 @@ class HexFileTarget(BytesTarget):
 
 
 TARGETS: tuple[type[Target[Any]], ...] = (
-    NameTextTarget, TypeTextTarget, KeyTarget, EndpointTarget, ValueTarget, HexFileTarget,
+    NameTextTarget, TypeTextTarget, KeyTarget, EndpointTarget, UrlTarget,
+    ValueTarget, HexFileTarget,
 )  # fmt: skip

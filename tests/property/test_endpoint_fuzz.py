@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-import socket
-from unittest.mock import patch
 
 import pytest
 from cachebus_transports.udp import parse_endpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachebus.cli.bus import parse_peer, parse_url
-from cachebus.errors import ConfigError, TransportError
+from cachebus.errors import ConfigError
+from cachebus.urls import Beside, Role, make_link, names, parse_url, split_peer
 
 ADDRESSES = st.one_of(st.ip_addresses(v=4).map(str), st.ip_addresses(v=6).map(lambda address: f"[{address}]"))
 VALID = st.builds(lambda address, port: f"{address}:{port}", ADDRESSES, st.integers(1, 65535))
@@ -24,10 +22,6 @@ MUTATED = st.builds(
     st.text(alphabet="0123456789abcdef:.[]%/@?# \0é٣", max_size=3),
 )
 ENDPOINTS = st.one_of(VALID, MUTATED, MUTATED, st.text(max_size=60))
-
-
-def no_resolver(*_: object, **__: object) -> list[object]:
-    raise socket.gaierror(-2, "Name or service not known")
 
 
 @pytest.mark.property
@@ -50,23 +44,31 @@ def test_every_valid_endpoint_is_taken(text: str) -> None:
 
 @given(st.one_of(ENDPOINTS.map(lambda text: f"udp://{text}"), st.text(max_size=60)))
 def test_any_text_is_a_url_or_an_error(text: str) -> None:
-    with patch.object(socket, "getaddrinfo", no_resolver):
-        try:
-            link = parse_url(text)
-        except (ConfigError, TransportError):
-            return
-    host, _, port = link.endpoint.rpartition(":")
-    ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
-    assert 0 <= int(port) < 65536
+    try:
+        url = parse_url(text)
+        link = make_link(url, Role.SUBSCRIBE, Beside())
+    except ConfigError:
+        return
+    assert link.receives
+    if url.type == "udp":
+        host, _, port = str(link.section.listen).rpartition(":")
+        assert host.strip("[]") == url.host
+        assert 0 <= int(port) < 65536
+
+
+@given(ADDRESSES, st.integers(1, 65535), st.sampled_from(("udp", "tcp", "zmq+tcp", "mqtt")))
+def test_every_valid_url_names_its_endpoint(address: str, port: int, scheme: str) -> None:
+    url = parse_url(f"{scheme}://{address}:{port}")
+    assert (url.host, url.port, names(url, Beside())) == (address.strip("[]"), port, frozenset())
+    link = make_link(url, Role.SUBSCRIBE, Beside())
+    assert f"{address}:{port}" in f"{link.section!r} {link.section.options}"
 
 
 @given(ENDPOINTS)
 def test_any_text_is_a_peer_or_an_error(text: str) -> None:
-    with patch.object(socket, "getaddrinfo", no_resolver):
-        try:
-            endpoint = parse_peer(text, 5390)
-        except (ConfigError, TransportError):
-            return
-    host, _, port = endpoint.rpartition(":")
-    ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
-    assert 0 <= int(port) < 65536
+    try:
+        host, port = split_peer(text)
+    except ConfigError:
+        return
+    assert host
+    assert port is None or 0 < port < 65536

@@ -22,46 +22,37 @@ from cachebus.cli import main
 from cachebus.cli import publish as publish_module
 from cachebus.cli import tail as tail_module
 from cachebus.cli.bench_trace import trace
-from cachebus.cli.bus import Link, SharePolicy, load_share, make_codec, parse_peer, parse_url
+from cachebus.cli.bus import SharePolicy, load_share
 from cachebus.cli.common import parse_key
 from cachebus.cli.explain_rows import Row
 from cachebus.cli.publish import Publication, publish, rows
-from cachebus.cli.tail import Inbox, print_answers, tail
-from cachebus.codecs.dns import DnsCodec
-from cachebus.errors import ConfigError, FrameError, TransportError
+from cachebus.cli.tail import Printer, tail
+from cachebus.client import Bus, plan
+from cachebus.codecs.dns import DnsCodec, DnsCodecSettings
+from cachebus.errors import ConfigError, FrameError
 from cachebus.filters.policy import Policy, PolicySettings
 from cachebus.filters.settings import JudgeSettings
-from cachebus.ports import TransportSettings
-from cachebus.presentation import name_from_text
+from cachebus.ports import Sender, TransportSettings
+from cachebus.presentation import name_from_text, name_to_text
 from cachebus.testing import ManualClock, MemoryNetwork, MemoryTransport
+from cachebus.urls import Beside, Role
 from cachebus.wire.message import compose, pack
+from cachebus.wire.tsig import Key
 
 DATA = Path(__file__).parent.parent / "data"
 KEY = "cluster:hmac-sha256:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 OTHER_KEY = "cluster:hmac-sha256:ISEhISEhISEhISEhISEhISEhISEhISEhISEhISEhISE="
 
 
-def codec(key: str = KEY, *, infrastructure: bool = False) -> DnsCodec:
-    return make_codec("udp", parse_key(key), infrastructure=infrastructure)
+def codec(key: str = KEY) -> DnsCodec:
+    name, algorithm, secret = parse_key(key)
+    return DnsCodec(DnsCodecSettings(transport="udp", key=Key.make(name_to_text(name), algorithm, secret)), start=None)
 
 
 def answer(name: str = "www.example.net", *, ttl: int = 300, learned: float, rdata: bytes = b"\xcb\0\x71\1") -> Answer:
     owner = name_from_text(name)
     rrset = RRset(owner, 1, ttl, pack(1, ttl, [rdata]))
     return Answer(owner, 1, (rrset,), Evidence.CONFIRMED, "ams-1", learned)
-
-
-@pytest.fixture
-def udp_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`udp` is found, whether or not the package under test is installed."""
-
-    def load(name: str) -> object:
-        if name != "udp":
-            raise ConfigError(f"no transport {name!r}")
-        return UdpTransport
-
-    monkeypatch.setattr("cachebus.cli.tail.load_transport", load)
-    monkeypatch.setattr("cachebus.cli.publish.load_transport", load)
 
 
 @pytest.fixture
@@ -98,58 +89,6 @@ def sent_on(network: MemoryNetwork, now: float) -> list[Answer]:
         assert not isinstance(found, Refusal), found
         answers += found
     return answers
-
-
-class TestUrl:
-    @pytest.mark.parametrize(
-        ("text", "link"),
-        [
-            ("udp://192.0.2.1:5390", Link("udp", "192.0.2.1:5390")),
-            ("UDP://192.0.2.1:5390/", Link("udp", "192.0.2.1:5390")),
-            ("udp://[2001:db8::1]:5390", Link("udp", "[2001:db8::1]:5390")),
-            ("udp://[fe80::1%25lo]:5390", Link("udp", "[fe80::1%lo]:5390")),
-        ],
-    )
-    def test_takes_literals(self, text: str, link: Link) -> None:
-        assert parse_url(text) == link
-
-    def test_resolves_a_host(self) -> None:
-        assert parse_url("udp://localhost:5390").endpoint in ("127.0.0.1:5390", "[::1]:5390")
-
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "", "192.0.2.1:5390", "udp:", "udp://", "udp://192.0.2.1", "udp://:5390", "udp://192.0.2.1:x",
-            "udp://192.0.2.1:99999", "udp://[::1:53", "udp://me@192.0.2.1:53", "udp://192.0.2.1:53/cluster",
-            "udp://192.0.2.1:53?bind=1", "udp://192.0.2.1:53#x",
-        ],
-    )  # fmt: skip
-    def test_refuses_the_rest(self, text: str) -> None:
-        with pytest.raises(ConfigError):
-            parse_url(text)
-
-    @pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "x" * 70])
-    def test_a_host_without_address_is_a_transport_error(self, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        def nowhere(name: str, *_: object, **__: object) -> list[Any]:
-            name.encode("idna")  # as the real one does, with its own error
-            raise socket.gaierror(-2, "Name or service not known")
-
-        monkeypatch.setattr(socket, "getaddrinfo", nowhere)
-        with pytest.raises(TransportError, match="has no address"):
-            parse_url(f"udp://{host}:53")
-
-    @pytest.mark.parametrize(
-        ("text", "endpoint"),
-        [
-            ("192.0.2.1", "192.0.2.1:5390"),
-            (" 192.0.2.1:53", "192.0.2.1:53"),
-            ("2001:db8::1", "[2001:db8::1]:5390"),
-            ("[2001:db8::1]", "[2001:db8::1]:5390"),
-            ("[2001:db8::1]:53", "[2001:db8::1]:53"),
-        ],
-    )
-    def test_a_peer_needs_no_port(self, text: str, endpoint: str) -> None:
-        assert parse_peer(text, 5390) == endpoint
 
 
 class TestShare:
@@ -255,7 +194,6 @@ class TestPublish:
         await Publication(codec(), SharePolicy(), clock).publish(many, sending(network))
         assert seen == [20, 40, 50]
 
-    @pytest.mark.usefixtures("udp_installed")
     def test_the_verb(self, listener: socket.socket) -> None:
         url = f"udp://127.0.0.1:{listener.getsockname()[1]}"
         result = CliRunner().invoke(publish, [url, str(DATA / "unbound.dnstap"), "--key", KEY, "--json"])
@@ -266,13 +204,11 @@ class TestPublish:
         assert not isinstance(found, Refusal)
         assert found[0].name == "www.example.test."
 
-    @pytest.mark.usefixtures("udp_installed")
     def test_the_verb_for_people(self) -> None:
         url = f"udp://127.0.0.1:{free_port()}"
         result = CliRunner().invoke(publish, [url, str(DATA / "unbound.dnstap"), "--key", KEY])
         assert result.stdout == "sent 7, refused 5\n       4  no-answer\n       1  rcode\n"
 
-    @pytest.mark.usefixtures("udp_installed")
     def test_a_cut_file_ends_with_1_after_the_totals(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "cut.dnstap").write_bytes((DATA / "unbound.dnstap").read_bytes()[:3000])
         arguments = ["publish", f"udp://127.0.0.1:{free_port()}", str(tmp_path / "cut.dnstap"), "--key", KEY]
@@ -282,7 +218,6 @@ class TestPublish:
         assert "cut.dnstap: at byte" in captured.err
         assert "Traceback" not in captured.err
 
-    @pytest.mark.usefixtures("udp_installed")
     def test_a_wire_file_may_claim(self, tmp_path: Path, listener: socket.socket) -> None:
         one = answer(learned=0.0)
         message = compose(7, 0x8180, one.qname, one.qtype, [(rrset, rrset.ttl) for rrset in one.rrsets])
@@ -300,7 +235,6 @@ class TestPublish:
         assert result.exit_code == 2
         assert "--key is missing" in result.output
 
-    @pytest.mark.usefixtures("udp_installed")
     def test_a_wrong_key_is_not_repeated(self) -> None:
         secret = "cluster:hmac-sha256:c2VjcmV0"
         result = CliRunner().invoke(publish, ["udp://127.0.0.1:5390", "x.dnstap", "--key", secret])
@@ -308,25 +242,39 @@ class TestPublish:
         assert "c2VjcmV0" not in result.output
 
 
-class TestTail:
-    def inbox(self, clock: ManualClock, policy: SharePolicy | None = None) -> Inbox:
-        return Inbox(codec(), policy or SharePolicy(), clock)
+class Tail:
+    """A `tail` whose messages come from the test."""
 
+    def __init__(self, clock: ManualClock, policy: SharePolicy | None = None, *, waiting: int = 100) -> None:
+        opening = plan(
+            "udp://127.0.0.1:0", role=Role.SUBSCRIBE, beside=Beside(), key=parse_key(KEY), node=None
+        )  # fmt: skip
+        self.bus = Bus(opening, waiting=waiting, clock=clock)
+        self.policy = policy or SharePolicy()
+        self._codec = codec()
+
+    def receive(self, data: bytes, sender: Sender) -> None:
+        self.bus.take(self._codec, [(data, sender)])
+
+    async def printed(self, count: int | None, *messages: tuple[bytes, Sender]) -> list[dict[str, Any]]:
+        lines: list[dict[str, Any]] = []
+        running = asyncio.create_task(Printer(self.bus, self.policy, count, lines.append).run())
+        await asyncio.sleep(0)  # it has subscribed
+        for data, sender in messages:
+            self.receive(data, sender)
+        await asyncio.wait_for(running, 5)
+        return lines
+
+
+class TestTail:
     def message(self, clock: ManualClock, key: str = KEY, **fields: Any) -> bytes:
         (message,), refusals = codec(key).encode([answer(learned=clock.now, **fields)], clock.now)
         assert not refusals
         return message
 
-    async def printed(self, inbox: Inbox, count: int | None) -> list[dict[str, Any]]:
-        lines: list[dict[str, Any]] = []
-        await asyncio.wait_for(print_answers(inbox, count, lines.append), 5)
-        return lines
-
     async def test_prints_the_shape_of_the_contract(self) -> None:
         clock = ManualClock()
-        inbox = self.inbox(clock)
-        inbox.receive(self.message(clock), ("192.0.2.1", 5390))
-        assert await self.printed(inbox, 1) == [
+        assert await Tail(clock).printed(1, (self.message(clock), ("192.0.2.1", 5390))) == [
             {
                 "origin": "192.0.2.1",
                 "name": "www.example.net.",
@@ -340,23 +288,14 @@ class TestTail:
 
     async def test_ends_after_count(self) -> None:
         clock = ManualClock()
-        inbox = self.inbox(clock)
-        for number in range(5):
-            inbox.receive(self.message(clock, name=f"n{number}.example.net"), "peer")
-        assert [line["name"] for line in await self.printed(inbox, 2)] == ["n0.example.net.", "n1.example.net."]
-
-    async def test_waits_for_what_comes_later(self) -> None:
-        clock = ManualClock()
-        inbox = self.inbox(clock)
-        task = asyncio.create_task(self.printed(inbox, 1))
-        await asyncio.sleep(0)
-        inbox.receive(self.message(clock), "peer")
-        assert len(await task) == 1
+        messages = [(self.message(clock, name=f"n{number}.example.net"), "peer") for number in range(5)]
+        lines = await Tail(clock).printed(2, *messages)
+        assert [line["name"] for line in lines] == ["n0.example.net.", "n1.example.net."]
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     async def test_a_signal_ends_it_after_what_waits(self, number: signal.Signals) -> None:
         clock = ManualClock()
-        inbox = self.inbox(clock)
+        tail_of = Tail(clock)
         printed = asyncio.Event()
         lines: list[dict[str, Any]] = []
 
@@ -364,22 +303,23 @@ class TestTail:
             lines.append(line)
             printed.set()
 
-        task = asyncio.create_task(print_answers(inbox, None, print_one))
-        inbox.receive(self.message(clock), "peer")
+        task = asyncio.create_task(Printer(tail_of.bus, tail_of.policy, None, print_one).run())
+        await asyncio.sleep(0)
+        tail_of.receive(self.message(clock), "peer")
         await asyncio.wait_for(printed.wait(), 5)  # from here on the signals are handled
-        inbox.receive(self.message(clock, name="last.example.net"), "peer")
+        tail_of.receive(self.message(clock, name="last.example.net"), "peer")
         os.kill(os.getpid(), number)
         await asyncio.wait_for(task, 5)
         assert [line["name"] for line in lines] == ["www.example.net.", "last.example.net."]
 
     async def test_names_each_refusal_once(self, capsys: pytest.CaptureFixture[str]) -> None:
         clock = ManualClock()
-        inbox = self.inbox(clock)
         good = self.message(clock)
-        for data in (good, good, b"", b"\0" * 12, self.message(clock, OTHER_KEY), self.message(clock, OTHER_KEY)):
-            inbox.receive(data, ("192.0.2.1", 5390))
-        assert len(await self.printed(inbox, 1)) == 1
-        assert {reason.value: count for reason, count in inbox.refused.items()} == {
+        bad = (good, b"", b"\0" * 12, self.message(clock, OTHER_KEY), self.message(clock, OTHER_KEY))
+        tail_of = Tail(clock)
+        lines = await tail_of.printed(1, *[(data, ("192.0.2.1", 5390)) for data in (good, *bad)])
+        assert len(lines) == 1
+        assert {reason.value: count for reason, count in tail_of.bus.refused.items()} == {
             "duplicate": 1,
             "malformed": 1,
             "unsigned": 1,
@@ -390,24 +330,20 @@ class TestTail:
             for reason in ("duplicate", "malformed", "unsigned", "bad-mac")
         ]
 
-    async def test_the_share_policy_only_when_asked(self) -> None:
+    async def test_the_share_policy_only_when_asked(self, capsys: pytest.CaptureFixture[str]) -> None:
         clock = ManualClock()
-        message = self.message(clock, rdata=b"\x0a\0\0\1")
-        free, strict = self.inbox(clock), self.inbox(clock, SharePolicy(Policy(PolicySettings())))
-        for inbox in (free, strict):
-            inbox.receive(message, "peer")
-        assert len(await self.printed(free, 1)) == 1
-        assert strict.refused == {Refusal.PRIVATE_ADDRESS: 1}
+        private, public = self.message(clock, rdata=b"\x0a\0\0\1"), self.message(clock, name="two.example.net")
+        both = ((private, "peer"), (public, "peer"))
+        assert len(await Tail(clock).printed(2, *both)) == 2
+        strict = await Tail(clock, SharePolicy(Policy(PolicySettings()))).printed(1, *both)
+        assert [line["name"] for line in strict] == ["two.example.net."]
+        assert "private-address" in capsys.readouterr().err
 
-    async def test_what_cannot_be_printed_in_time_is_counted(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        monkeypatch.setattr(tail_module, "MAX_WAITING", 2)
+    async def test_what_cannot_be_printed_in_time_is_counted(self, capsys: pytest.CaptureFixture[str]) -> None:
         clock = ManualClock()
-        inbox = self.inbox(clock)
-        for number in range(5):
-            inbox.receive(self.message(clock, name=f"n{number}.example.net"), "peer")
-        assert [line["name"] for line in await self.printed(inbox, 2)] == ["n3.example.net.", "n4.example.net."]
+        messages = [(self.message(clock, name=f"n{number}.example.net"), "peer") for number in range(5)]
+        lines = await Tail(clock, waiting=2).printed(2, *messages)
+        assert [line["name"] for line in lines] == ["n3.example.net.", "n4.example.net."]
         assert "3 answers were not printed" in capsys.readouterr().err
 
     def test_a_line_for_people(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -421,7 +357,6 @@ class TestTail:
         assert result.exit_code == 2
         assert "--key is missing" in result.output
 
-    @pytest.mark.usefixtures("udp_installed")
     def test_the_verb_prints_what_publish_sends(self) -> None:
         port = free_port()
         sender = threading.Thread(target=self._publish_until_received, args=(port,), daemon=True)
