@@ -87,11 +87,11 @@ class BatchTarget(Target[Sealed]):
     def begin(self, rng: Random) -> None:
         """A receiver, and a sender whose envelopes it takes too."""
         self._sequence = 0
-        self._receiver = self._codec(rng, "own", start=(None, NOW - 600.0, NOW - 60.0, NOW - 1.0)[below(rng, 4)])
+        self._receiver = self._codec(rng, "own", start=(None, NOW - 600.0, NOW - 60.0, NOW + 1.0)[below(rng, 4)])
         self._infrastructure = self._receiver._settings.infrastructure
         self._sender = self._codec(rng, "ams-1", start=NOW - 20.0)
         self._other = self._codec(rng, "other", start=None)
-        if rng.random() < 0.3:
+        if rng.random() < 0.2:
             self._receiver.restore({"ams-1": _STREAMS[below(rng, 4)], "own": _STREAMS[3], "b": -1})
 
     def _codec(self, rng: Random, node: str, *, start: float | None) -> BatchCodec:
@@ -103,25 +103,27 @@ class BatchTarget(Target[Sealed]):
         )  # fmt: skip
         return BatchCodec(settings, start=start)
 
-    def _body(self, rng: Random, payload: bytes) -> list[Any]:
+    def _body(self, rng: Random, secret: int, payload: bytes) -> list[Any]:
         self._sequence += 1 + below(rng, 2)
         compression = below(rng, 2)
         if compression:
             payload = zstd.compress(payload)
-        origin = _ORIGINS[below(rng, 3)] if rng.random() < 0.9 else _ORIGINS[below(rng, len(_ORIGINS))]
-        stream = _STREAMS[1] if rng.random() < 0.9 else _STREAMS[below(rng, 4)]
+        origin = ("fra-2", "ams-1", "ab"[below(rng, 2)])[secret]
+        if rng.random() < 0.1:
+            origin = _ORIGINS[below(rng, len(_ORIGINS))]
+        stream = _STREAMS[1] if rng.random() < 0.95 else _STREAMS[below(rng, 4)]
         return ["c", origin, stream, self._sequence, NOW * 1000 + below(rng, 3000), 0, compression, payload]
 
-    def _without_answers(self, rng: Random) -> list[Any]:
-        body = self._body(rng, b"")
+    def _without_answers(self, rng: Random, secret: int) -> list[Any]:
+        body = self._body(rng, secret, b"")
         body[5:] = [1 + below(rng, 2), 0, b""]
         return [*body, {"policy": ("x", "y", 7)[below(rng, 3)]}] if body[5] == 1 else body
 
     def valid(self, rng: Random) -> Sealed:
         secret = below(rng, 3)
         if rng.random() < 0.2:
-            return Sealed(seal(msgpack.packb(self._without_answers(rng)), secret), secret)
-        return Sealed(seal(msgpack.packb(self._body(rng, msgpack.packb(columns(rng)))), secret), secret)
+            return Sealed(seal(msgpack.packb(self._without_answers(rng, secret)), secret), secret)
+        return Sealed(seal(msgpack.packb(self._body(rng, secret, msgpack.packb(columns(rng)))), secret), secret)
 
     def mutated(self, rng: Random) -> Sealed:
         secret = below(rng, 3)
@@ -129,10 +131,14 @@ class BatchTarget(Target[Sealed]):
         if die < 0.1:  # changed after it was sealed
             return Sealed(mutate(rng, self.valid(rng).data, (self.valid(rng).data,)), secret)
         if die < 0.2:
-            packed = mutate(rng, msgpack.packb(self._body(rng, msgpack.packb(columns(rng)))))
+            packed = mutate(rng, msgpack.packb(self._body(rng, secret, msgpack.packb(columns(rng)))))
             return Sealed(seal(packed, secret), secret)
         if die < 0.35:
-            body = self._body(rng, msgpack.packb(columns(rng))) if rng.random() < 0.5 else self._without_answers(rng)
+            body = (
+                self._body(rng, secret, msgpack.packb(columns(rng)))
+                if rng.random() < 0.5
+                else self._without_answers(rng, secret)
+            )
             at = below(rng, len(body))
             if rng.random() < 0.8:
                 body[at] = _ODD[below(rng, len(_ODD))] if rng.random() < 0.7 else WORDS[below(rng, len(WORDS))]
@@ -140,7 +146,7 @@ class BatchTarget(Target[Sealed]):
                 body[at : at + 1] = [[], [0], [body[at], body[at]]][below(rng, 3)]
             return Sealed(seal(msgpack.packb(body), secret), secret)
         if die < 0.45:
-            body = self._body(rng, mutate(rng, msgpack.packb(columns(rng))))
+            body = self._body(rng, secret, mutate(rng, msgpack.packb(columns(rng))))
             if rng.random() < 0.5:
                 body[7] = mutate(rng, body[7])
             return Sealed(seal(msgpack.packb(body), secret), secret)
@@ -150,7 +156,7 @@ class BatchTarget(Target[Sealed]):
             found[at] = mutate(rng, found[at], (found[-1],))
         else:
             found[at : at + 1] = [[], [found[at], found[at]]][below(rng, 2)]
-        return Sealed(seal(msgpack.packb(self._body(rng, msgpack.packb(found))), secret), secret)
+        return Sealed(seal(msgpack.packb(self._body(rng, secret, msgpack.packb(found))), secret), secret)
 
     def noise(self, rng: Random) -> Sealed:
         die = rng.random()
