@@ -159,16 +159,15 @@ class TcpTransport(StreamTransport):
                 ssl_handshake_timeout=None if self.tls is None else HANDSHAKE_TIMEOUT,
                 ssl_shutdown_timeout=None if self.tls is None else CLOSE_TIMEOUT,
             )
-        except ssl.SSLCertVerificationError as error:
-            self.counters.refused_certificates += 1
-            self.complain("certificate of %s refused: %s", shown(address), why(error))
-        except OSError as error:  # TimeoutError and the other ssl errors among them
-            # TLS 1.3's alert for a missing certificate has an error of its own, which is no verification error.
-            if isinstance(error, ssl.SSLError) and error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        except OSError as error:  # TimeoutError and every ssl error among them
+            # A missing certificate is an error of its own kind, which is no verification error.
+            missing = isinstance(error, ssl.SSLError) and error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE"
+            if missing or isinstance(error, ssl.SSLCertVerificationError):
                 self.counters.refused_certificates += 1
+                self.complain("certificate of %s refused: %s", shown(address), why(error))
             else:
                 self.counters.failed_handshakes += 1
-            self.complain("no TLS with %s: %s", shown(address), why(error))
+                self.complain("no TLS with %s: %s", shown(address), why(error))
         except BaseException:
             accepted.close()
             raise
