@@ -418,16 +418,15 @@ class Cache:
         for part in self.slices(now):
             yield from part
 
-    def slices(self, now: float) -> Iterator[list[Answer]]:
-        """What is held at `now`, local and peers' data, each RRset as an answer of its own, the most popular first.
+    def slices(self, now: float, *, as_learned: bool = False) -> Iterator[list[Answer]]:
+        """What is held at `now`, each RRset as an answer of its own, the most popular first, without what is negative.
 
         First what was asked for, or learned again, while it was held; then what came only once. No counts are kept: in
         each of the two the order is by shard (a hash of the name), there the lately used generation first, as it came.
-        Negative entries, and names that are known to exist no more, are left out.
+        TTLs count from `now`, so that RRsets can be joined; with `as_learned` from when each was learned.
 
-        The cache may change while this is read, for as long as the reader likes: what stays is given at least once,
-        what comes may be. Each step looks at `SLICE` entries and may give none; an event loop's turn belongs between
-        two. Keeps the keys of one shard, and of `MAX_LATE` entries.
+        The cache may change while this is read: what stays is given at least once, what comes may be. Each step looks
+        at `SLICE` entries and may give none; an event loop's turn belongs between two. Keeps one shard's keys.
         """
         late = OrderedDict[bytes, None]()
         self._readers = [*(reader for reader in self._readers if reader() is not None), ref(late)]
@@ -436,12 +435,12 @@ class Cache:
             for shard in self._shards:
                 keys = [*shard.young, *shard.old]
                 for start in range(0, len(keys), SLICE):
-                    yield self._slice(keys[start : start + SLICE], used, now, now_bytes)
+                    yield self._slice(keys[start : start + SLICE], used, now, now_bytes, as_learned)
         keys = list(late)
         for start in range(0, len(keys), SLICE):
-            yield self._slice(keys[start : start + SLICE], USED, now, now_bytes)
+            yield self._slice(keys[start : start + SLICE], USED, now, now_bytes, as_learned)
 
-    def _slice(self, keys: Iterable[bytes], used: int, now: float, now_bytes: bytes) -> list[Answer]:
+    def _slice(self, keys: Iterable[bytes], used: int, now: float, now_bytes: bytes, as_learned: bool) -> list[Answer]:
         found = []
         for key in keys:
             value, owner, rrtype = self._held(key), key[:-2], key[-2] << 8 | key[-1]
@@ -450,11 +449,12 @@ class Cache:
             if self._negatives and self._held(owner + b"\0\0")[:8] > now_bytes:
                 continue
             cached = self._expand(owner, rrtype, value, now)
-            # What is left of a life is whole seconds; so is its age here, or it would lose one more.
-            age = max(0, int(now - cached.learned))
-            rrset = cached.rrset._replace(ttl=cached.rrset.ttl + age)
+            rrset, learned = cached.rrset, now
+            if as_learned and cached.learned < now:
+                learned = cached.learned
+                rrset = rrset._replace(ttl=int(cached.expires - learned))
             found.append(Answer(
-                owner, rrtype, (rrset,), cached.evidence, cached.origin, now - age,
+                owner, rrtype, (rrset,), cached.evidence, cached.origin, learned,
                 cached.validating, cached.transport, cached.signer,
             ))  # fmt: skip
         return found
