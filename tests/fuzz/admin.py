@@ -25,9 +25,9 @@ from cachebus.cache import Cache
 from cachebus.cli.present import records_to_text
 from cachebus.errors import NodeUnreachable
 from cachebus.presentation import TYPES, name_to_text
-from cachebus.wire.message import pack
+from cachebus.wire.message import NOERROR, NXDOMAIN, pack
 from tests.fuzz.bus import NOW
-from tests.fuzz.grammar import NAMES, ODD_NAMES, pick_name, pick_type, rdata
+from tests.fuzz.grammar import NAMES, ODD_NAMES, A, pick_name, pick_type, rdata
 from tests.fuzz.harness import Part, Target
 from tests.fuzz.messages import BytesTarget
 from tests.fuzz.mutate import below, mutate
@@ -158,8 +158,13 @@ class _View:
 def _full_cache() -> Cache:
     """RRsets of every kind at every name, RDATA of which much is not what its type demands."""
     rng, cache = Random(1), Cache("n1")
-    for owner in NAMES + ODD_NAMES:
-        for rrtype in (1, 16, 15, 28, 65, 65280, 5):
+    for number, owner in enumerate(NAMES + ODD_NAMES):
+        if number % 4 == 3:
+            nxdomain = number % 8 == 3
+            cache.put_negative(owner.lower(), A, NXDOMAIN if nxdomain else NOERROR, None, 600, NOW, "n1")
+            if nxdomain:
+                continue
+        for rrtype in (A, 16, 15, 28, 65, 65280, 5):
             made = b"".join(bytes(piece) for piece in rdata(rng, rrtype))
             if rrtype != 5 and rng.random() < 0.3:
                 made = mutate(rng, made)
