@@ -110,7 +110,7 @@ def make_intake(
     settings = make_judge_settings(config, name, source)
     kind = _format(source) if isinstance(source, models.FileSource) else None
     judge: DnstapJudge | DirectJudge
-    if isinstance(source, models.DnstapSource) or kind is Format.DNSTAP:
+    if isinstance(source, models.DnstapSource) or (kind is not None and kind.is_dnstap):
         judge = DnstapJudge(settings, on_held=on_held, is_filled=is_filled)
     else:
         judge = DirectJudge(settings)

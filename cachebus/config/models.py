@@ -71,6 +71,7 @@ class FileFormat(Enum):
     AUTO = "auto"
     DNSTAP = "dnstap"
     WIRE = "wire"
+    CDNS = "cdns"
 
 
 class PrivateNames(Enum):
@@ -189,7 +190,7 @@ class FileSource(DnstapEvidence):
     path: File
     """The file; relative to the configuration's directory."""
     format: FileFormat = FileFormat.AUTO
-    """`dnstap`, `wire` (u32 length and message), or `auto`: by its content."""
+    """`dnstap`, `wire` (u32 length and message), `cdns` (RFC 8618), or `auto`: by its content."""
     claims: Level | None = None
     """For a `wire` file: what its messages say about themselves, see `stream`."""
 
