@@ -27,9 +27,9 @@ ROOT = Path(__file__).parents[2]
 DEFAULT_EXAMPLES = 100_000
 MINIMUM = 90.0
 """Percent of a parser's branches."""
-TRACED_EXAMPLES = 20_000
+TRACED_EXAMPLES = 10_000
 """Examples that coverage is measured on, at most."""
-TRACED_SECONDS = 60.0
+TRACED_SECONDS = 40.0
 """Seconds after which no more are."""
 SLICE = 500
 """Examples between two looks at the clock while tracing."""
