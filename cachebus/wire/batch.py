@@ -179,6 +179,8 @@ def read_body(packed: bytes) -> Body | Refusal:
         return Refusal.MALFORMED
     cluster, origin, stream, sequence, time_ms, kind, compression, payload = found[:_BODY]
     extra = found[_BODY] if len(found) > _BODY else {}
+    if extra.__class__ is not dict:
+        return Refusal.MALFORMED
     body = Body(cluster, origin, stream, sequence, time_ms, kind, compression, payload, extra)
     if (
         not _IS_NODE(body.origin)
@@ -187,7 +189,6 @@ def read_body(packed: bytes) -> Body | Refusal:
         or body.compression > Compression.ZSTD
         or (len(found) > _BODY) != (body.kind == Kind.HELLO)
         or (body.kind != Kind.ANSWERS and body.payload)
-        or body.extra.__class__ is not dict
     ):
         return Refusal.MALFORMED
     return body
