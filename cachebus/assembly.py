@@ -18,12 +18,13 @@ from cachebus.filters.policy import Policy, PolicySettings
 from cachebus.filters.settings import JudgeSettings, Pairing, ResolverFrames
 from cachebus.filters.trust import DirectJudge, DnstapJudge, IsFilled
 from cachebus.holdings import Holdings
-from cachebus.links import Owner
+from cachebus.links import Owner, certificates
 from cachebus.ports import Clock, Sink, Source
 from cachebus.shim.settings import LOOPBACK, ShimSettings, UpstreamSettings
 from cachebus.sinks.callback import CallbackSink
 from cachebus.sinks.unbound import DEFAULT_RATE, Refill, UnboundSink
 from cachebus.sinks.unbound_control import ControlTls
+from cachebus.snapshot.service import SnapshotSettings
 from cachebus.sources.access import ListenSettings, server_context
 from cachebus.sources.file import FileSettings, FileSource, Format, recognise
 from cachebus.sources.listen import DnstapSource, StreamSource
@@ -195,6 +196,19 @@ def make_sink(name: str, sink: models.Sink, *, refill: Refill, holdings: Holding
             return CallbackSink(name=name, callback=sink.function)
         case models.CacheSink():
             return None
+
+
+def make_snapshot_settings(config: Config) -> SnapshotSettings:
+    """How copies of the cache are given and taken. Raises `ConfigError` for certificates that cannot be used."""
+    section = config.snapshot
+    return SnapshotSettings(
+        listen=None if section.listen is None else (section.listen.host, section.listen.port),
+        peers=tuple((peer.host, peer.port) for peer in section.peers),
+        tls=certificates(section.tls),
+        max_entries=section.max_entries,
+        rate=section.rate,
+        zstd=section.zstd,
+    )
 
 
 def make_shim_settings(config: Config) -> ShimSettings | None:

@@ -116,6 +116,24 @@ def certificates(tls: TransportTls | None) -> CertificateFiles | None:
     return None if tls is None else CertificateFiles(ca=tls.ca, cert=tls.cert, key=tls.key, peers=tls.peers)
 
 
+def make_copy_codec(
+    owner: Owner, tls: TransportTls | None, accept: frozenset[Evidence] = frozenset(Evidence), *, insecure: bool = False
+) -> CdnsCodec:
+    """The codec of copies of a cache: answers of any origin, learned at any time."""
+    settings = CdnsCodecSettings(
+        node=owner.node,
+        cluster=owner.cluster,
+        transport="snapshot",
+        peers={} if tls is None else certificate_peers(tls),
+        insecure_link=tls is None and insecure,
+        max_ttl=owner.max_ttl,
+        infrastructure=owner.infrastructure,
+        accept=accept,
+        snapshot=True,
+    )
+    return CdnsCodec(settings, start=None)
+
+
 def make_transport(name: str, section: Transport, owner: Owner, codec: Codec, receive: Receive) -> RunningTransport:
     """A transport, found by its type among the installed ones.
 
@@ -158,4 +176,4 @@ def sends(section: Transport) -> bool:
         return False
     if section.type == "zeromq":
         return bool(section.options.get("bind") or section.options.get("hub"))
-    return bool(section.peers) or section.type not in ("udp", "tcp", "quic")
+    return bool(section.peers) or section.type not in ("udp", "tcp", "tls", "quic")

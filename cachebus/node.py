@@ -39,6 +39,7 @@ from cachebus.publisher import Publisher
 from cachebus.registry import installed_transports
 from cachebus.sdnotify import Notifier
 from cachebus.shim.shim import Shim
+from cachebus.snapshot.service import Snapshots
 from cachebus.state import State, StateFile
 from cachebus.subscriber import Subscriber, in_batches
 from cachebus.wire.message import NOERROR, NXDOMAIN
@@ -71,8 +72,9 @@ class Parts:
         self.intakes: dict[str, assembly.Intake] = {}
         self.shim: Shim | None = None
         self.policy = assembly.make_policy(config.share)
+        owner = assembly.make_owner(config)
         self._make_sinks()
-        self._make_transports()
+        self._make_transports(owner)
         self.noise = assembly.make_noise(config.share, keep.started)
         if keep.noise is not None:
             self.noise.inherit(keep.noise)
@@ -91,6 +93,15 @@ class Parts:
         shim = assembly.make_shim_settings(config)
         if shim is not None:
             self.shim = Shim(shim, keep.cache, self._learned, clock)
+        self.snapshots = Snapshots(
+            assembly.make_snapshot_settings(config),
+            cache=keep.cache,
+            policy=self.policy,
+            for_peers=lambda: links.make_copy_codec(owner, config.snapshot.tls, insecure=config.snapshot.insecure),
+            for_operator=lambda: links.make_copy_codec(owner, None, insecure=True),
+            clock=clock,
+            on_merged=self._refill_sinks,
+        )
         # Without a way for peers' answers into a resolver, none can come back from it.
         is_filled = keep.filled if self.sinks or self.shim is not None else None
         for name in config.sources:
@@ -107,8 +118,11 @@ class Parts:
             if made is not None:
                 self.sinks[name] = made
 
-    def _make_transports(self) -> None:
-        owner = assembly.make_owner(self._config)
+    def _refill_sinks(self) -> None:
+        for sink in self.sinks.values():
+            sink.refill()
+
+    def _make_transports(self, owner: links.Owner) -> None:
         for name, section in self._config.transports.items():
             codec = links.make_codec(name, section, owner, start=self._clock())
             previous = self._keep.codecs.get(name)
@@ -151,6 +165,7 @@ class Parts:
             for transport in self.transports.values():
                 await stack.enter_async_context(transport)
             await stack.enter_async_context(self.publisher)
+            await stack.enter_async_context(self.snapshots)
             if self.shim is not None:
                 await stack.enter_async_context(self.shim)
             for intake in self.intakes.values():
@@ -253,6 +268,7 @@ class Node:
     async def __aenter__(self) -> Self:
         await self._parts.__aenter__()
         self._keep.save()  # our own streams, before anybody can have heard a message of them twice
+        self._parts.snapshots.join()
         try:
             self._admin = await self._open_admin(self._config)
         except BaseException:
@@ -353,6 +369,9 @@ class Node:
             version=__version__,
         )
         shared = {reason.value: count for reason, count in publisher.refused.items()}
+        copies = parts.snapshots.statistics()
+        if any(copies.values()):
+            report["snapshot"] = {**copies, "refused": dict(parts.snapshots.refused)}
         report["share"] = {**publisher.statistics(), "refused": shared}
         return report
 
@@ -364,7 +383,9 @@ class Node:
         for reason, count in parts.publisher.left_out.get(name, {}).items():
             refused[reason] = refused.get(reason, 0) + count
         counters: dict[str, Any] = {
-            **parts.transports[name].statistics(), **parts.codecs[name].counters(), **subscriber.statistics()
+            **parts.transports[name].statistics(),
+            **parts.codecs[name].counters(),
+            **subscriber.statistics(),
         }
         if name in parts.publisher.left_out:
             counters["dropped"] = counters.get("dropped", 0) + parts.publisher.dropped

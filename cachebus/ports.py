@@ -239,3 +239,7 @@ class Sink(Running, Protocol):
     def offer(self, answer: Answer, now: float) -> None:
         """Take one answer into a bounded queue. Never blocks; the oldest is dropped and counted when it is full."""
         ...
+
+    def refill(self) -> None:
+        """Take note that the cache got many answers at once: they are to be taken from there. Never blocks."""
+        ...

@@ -75,6 +75,7 @@ class Checker:
             self._tools.report(("share", "min_ttl"), "is above `max_ttl`: nothing would be shared")
         if config.shim is not None:
             self._shim(config.shim)
+        self._transports.snapshot(config.snapshot)
         self._admin(config.admin)
         if config.state is not None and not config.state.is_dir():
             self._tools.report(("state",), f"{config.state} is not a directory")

@@ -16,7 +16,7 @@ from cachebus.answer import Evidence
 from cachebus.config.keyfile import DIGEST_BYTES
 from cachebus.config.problems import Problem
 from cachebus.config.section import MAX_NAMES, Section
-from cachebus.config.transports import Transport
+from cachebus.config.transports import Transport, TransportTls
 from cachebus.config.values import (
     Duration,
     Endpoint,
@@ -343,6 +343,25 @@ class Admin(Section):
     """Allow `http` on an address that others can reach; it has neither TLS nor passwords."""
 
 
+class Snapshot(Section):
+    """Copies of the cache: for nodes that join, and from a peer when this one does."""
+
+    listen: ListenAddress | None = None
+    """ADDRESS:PORT where joining nodes get a copy of this node's cache."""
+    peers: tuple[ListenAddress, ...] = Field(default=(), max_length=64)
+    """ADDRESS:PORT of the nodes to ask at the start, in this order, until one gave a copy."""
+    tls: TransportTls | None = None
+    """Certificates, as of a transport of type tcp. `peers` names those who may ask and be asked."""
+    insecure: bool = False
+    """Allow cleartext, on loopback only. Any local user can then read the cache, or fill it."""
+    max_entries: int = Field(default=1_000_000, ge=1, le=50_000_000)
+    """Most RRsets given to one node, and taken."""
+    rate: int = Field(default=50_000, ge=100, le=10_000_000)
+    """Most RRsets given in a second."""
+    zstd: bool = False
+    """Compress what is given."""
+
+
 class Config(Section):
     """A node's configuration."""
 
@@ -362,6 +381,8 @@ class Config(Section):
     """What may leave this node."""
     cache: Cache = Cache()
     """Bounds of the node's cache."""
+    snapshot: Snapshot = Snapshot()
+    """Warm start."""
     shim: Shim | None = None
     """cachebus's own DNS server; off unless set."""
     admin: Admin = Admin()

@@ -13,15 +13,15 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from cachebus.config.models import Config
+from cachebus.config.models import Config, Snapshot
 from cachebus.config.problems import Place, shown, suggest
 from cachebus.config.tools import Tools
 from cachebus.config.transports import (
     DATAGRAM_TYPES,
-    OPTIONS,
     STREAM_TYPES,
     CodecName,
     Transport,
+    TransportTls,
 )
 from cachebus.config.values import SocketAddress
 from cachebus.presentation import name_from_text
@@ -48,6 +48,7 @@ _MEANINGS: Mapping[str, _Meaning] = MappingProxyType(
         "mqtt": _Meaning(url=True, tls=True, zstd=True),
         "zeromq": _Meaning(zstd=True),
         "tcp": _Meaning(listen=True, peers=True, tls=True, zstd=True),
+        "tls": _Meaning(listen=True, peers=True, tls=True, zstd=True),
         "quic": _Meaning(listen=True, peers=True, tls=True, zstd=True),
     }
 )
@@ -66,6 +67,7 @@ class TransportChecker:
             "mqtt": self._mqtt,
             "zeromq": self._zeromq,
             "tcp": self._stream,
+            "tls": self._stream,
             "quic": self._stream,
         }
 
@@ -131,7 +133,7 @@ class TransportChecker:
         tools = self._tools
         if transport.listen is None and not transport.peers:
             tools.report(place, f"{transport.type} needs `listen`, `peers` or both")
-        protocol = "tcp" if transport.type == "tcp" else "udp"
+        protocol = "tcp" if transport.type in ("tcp", "tls") else "udp"
         if transport.listen is not None:
             listen = tools.address((*place, "listen"), transport.listen, any_port=True)
             if listen is not None and listen.port:
@@ -200,9 +202,9 @@ class TransportChecker:
         if tls is not None:
             if insecure:
                 self._tools.report((*place, "insecure"), "and `tls` exclude each other")
-            self._peer_files((*place, "tls"), transport)
-        elif transport.type == "quic":
-            self._tools.report(place, "quic needs `tls`")
+            self._peer_files((*place, "tls"), tls)
+        elif transport.type != "tcp":
+            self._tools.report(place, f"{transport.type} needs `tls`")
         elif not insecure:
             self._tools.report(place, "`tls` is required; on loopback `insecure: true` does without")
         else:
@@ -221,9 +223,27 @@ class TransportChecker:
             if beyond:
                 self._tools.report(where, "is beyond loopback, where cleartext is never allowed: needs `tls`")
 
-    def _peer_files(self, place: Place, transport: Transport) -> None:
-        tls = transport.tls
-        assert tls is not None
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """Report what is wrong with the snapshot section."""
+        report = self._tools.report
+        if snapshot.listen is not None and snapshot.listen.port:
+            self._tools.once(("snapshot", "listen"), f"tcp:{snapshot.listen}")
+        if snapshot.tls is not None:
+            self._peer_files(("snapshot", "tls"), snapshot.tls)
+            if snapshot.insecure:
+                report(("snapshot", "insecure"), "and `tls` exclude each other")
+            return
+        places: list[tuple[Place, SocketAddress]] = (
+            [(("snapshot", "listen"), snapshot.listen)] if snapshot.listen is not None else []
+        )
+        places += [(("snapshot", "peers", index), peer) for index, peer in enumerate(snapshot.peers)]
+        for place, address in places:
+            if not address.is_loopback:
+                report(place, "is beyond loopback, where cleartext is never allowed: needs `tls`")
+            elif not snapshot.insecure:
+                report(place, "needs `tls`; on loopback `insecure: true` does without")
+
+    def _peer_files(self, place: Place, tls: TransportTls) -> None:
         if tls.cert is None or tls.key is None:
             self._tools.report(place, "`cert` and `key` are required: both ends show a certificate")
         else:

@@ -30,10 +30,11 @@ DEFAULT_CODECS = {
     "mqtt": CodecName.BATCH,
     "zeromq": CodecName.BATCH,
     "tcp": CodecName.CDNS,
+    "tls": CodecName.CDNS,
     "quic": CodecName.CDNS,
 }
 """Type -> the codec that it has unless the configuration names one; `dns` for any other."""
-STREAM_TYPES = frozenset({"tcp", "quic"})
+STREAM_TYPES = frozenset({"tcp", "tls", "quic"})
 """Types whose links are byte streams with an authenticated other end, which codec `cdns` needs."""
 DATAGRAM_TYPES = frozenset({"udp", "multicast"})
 DATAGRAM_MESSAGE = 1232
@@ -242,6 +243,8 @@ class StreamOptions(Section):
 
     insecure: bool = False
     """tcp: allow cleartext, on loopback only. Any local user can then write here."""
+    subscribe: bool = False
+    """Ask the `peers` for their stream too, on the connections that this node opens: for who cannot be connected to."""
 
 
 OPTIONS: Mapping[str, type[Section]] = {
@@ -250,6 +253,7 @@ OPTIONS: Mapping[str, type[Section]] = {
     "mqtt": MqttOptions,
     "zeromq": ZeromqOptions,
     "tcp": StreamOptions,
+    "tls": StreamOptions,
     "quic": StreamOptions,
 }
 """Type of this project -> the keys it adds. Those of other types are theirs to check."""

@@ -110,6 +110,9 @@ class CallbackSink:
         self._idle.clear()
         self._work.set()
 
+    def refill(self) -> None:
+        """Nothing: a function is called with what arrives, not with what a copy of a cache held."""
+
     def statistics(self) -> Mapping[str, int]:
         """`queued` now; `called`, `dropped`, `errors` (calls that raised) since the start."""
         return {"queued": len(self._queue), "called": self._called, "dropped": self._dropped, "errors": self._errors}

@@ -117,6 +117,7 @@ class UnboundSink:
         self._reported = ""
         self._queue: OrderedDict[_Question, Answer] = OrderedDict()
         self._refill: Iterator[Answer] | None = None
+        self._refill_wanted = False
         self._doubtful: list[_Item] = []
         self._known_unloadable: OrderedDict[int, None] = OrderedDict()
         self._work = asyncio.Event()
@@ -209,12 +210,22 @@ class UnboundSink:
                 self._stall(error)
             else:
                 self._go_on()
+                if self._refill_wanted:
+                    await self._start_refill()
+
+    def refill(self) -> None:
+        """Give the resolver what is cached, soon and at the usual rate."""
+        self._refill_wanted = True
 
     async def _find(self) -> None:
         self._state = LinkState.UP
         self._reported = ""
         self._counts["reconnects"] += bool(self._losses)
         self._work.set()
+        await self._start_refill()
+
+    async def _start_refill(self) -> None:
+        self._refill_wanted = False
         chains = Chains()
         for part in self._refill_from(self._clock()):
             for answer in part[: MAX_REFILL - len(chains)]:
@@ -225,7 +236,7 @@ class UnboundSink:
         self._refill = chains.answers()
         self._counts["refills"] += 1
         self._work.set()
-        _log.info("sink %s: the resolver is up, giving it %d answers from the cache", self._name, len(chains))
+        _log.info("sink %s: giving the resolver %d answers from the cache", self._name, len(chains))
 
     def _lose(self, reason: str) -> None:
         if reason != self._reported:

@@ -1,0 +1,80 @@
+"""A node that joins asks its peers, one after the other, for a copy of their cache, until one gave it whole.
+
+Decides whom to ask and when to give up. By then the node listens to the live stream already, so nothing is missing
+between the copy and it; what both bring is merged by rank.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Callable, Sequence
+
+from cachebus.errors import CachebusError, FrameError
+from cachebus.ports import Sender, Tls
+from cachebus.snapshot.copy import Merged, Taker
+
+CONNECT_TIME = 5.0
+"""Seconds to reach a peer, the TLS handshake included."""
+SILENCE = 15.0
+"""Seconds without a byte after which a peer is given up; it sends thousands of answers a second."""
+PAUSES = (1.0, 5.0, 15.0)
+"""Seconds between rounds over all peers: they may be starting as well. After the last, the node goes on cold."""
+CHUNK = 64 * 1024
+"""Bytes read at a time."""
+
+Address = tuple[str, int]
+MakeTaker = Callable[[Sender], Taker]
+
+_log = logging.getLogger(__name__)
+
+
+async def join(peers: Sequence[Address], tls: Tls | None, make_taker: MakeTaker) -> Merged | None:
+    """Take a copy of the first peer that gives a whole one; what came of it. None when nobody did."""
+    for pause in (*PAUSES, None):
+        for peer in peers:
+            try:
+                taker = await fetch(peer, tls, make_taker)
+            except (OSError, TimeoutError, CachebusError) as error:
+                _log.info("snapshot: %s port %d gives no copy: %s", *peer, error or "no answer in time")
+                continue
+            return taker.merged
+        if pause is not None:
+            await asyncio.sleep(pause)
+    _log.warning("snapshot: no peer gave a copy of its cache; going on without one")
+    return None
+
+
+async def fetch(peer: Address, tls: Tls | None, make_taker: MakeTaker) -> Taker:
+    """Take a copy of one peer, whole or as much as is wanted.
+
+    What came stays merged in any case. Raises `FrameError` when the rest is missing or is no copy, `TransportError` for
+    a peer that is not who it should be, `OSError` and `TimeoutError`.
+    """
+    async with asyncio.timeout(CONNECT_TIME):
+        reader, writer = await asyncio.open_connection(*peer)
+        try:
+            sender: Sender = peer
+            if tls is not None:
+                await writer.start_tls(tls.client_context())
+                secured: ssl.SSLObject = writer.get_extra_info("ssl_object")
+                sender = tls.identify(secured.getpeercert(binary_form=True))
+        except BaseException:
+            writer.transport.abort()
+            raise
+    taker = make_taker(sender)
+    try:
+        while not (taker.whole or taker.full):
+            async with asyncio.timeout(SILENCE):
+                data = await reader.read(CHUNK)
+            if not data:
+                raise FrameError("the copy ends before its end")
+            await taker.feed(data)
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(CONNECT_TIME):
+                await writer.wait_closed()
+    return taker
