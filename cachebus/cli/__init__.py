@@ -32,11 +32,13 @@ VERBS: Mapping[str, str] = {
     "keygen": "Make a key.",
     "explain": "Run the trust rules over a capture: a verdict and its reason for each message.",
     "publish": "Send the answers of a capture to a transport.",
+    "convert": "A capture in another format: dnstap, C-DNS, DNS messages.",
     "tail": "Print each answer that arrives on a transport.",
     "forward": "A ZeroMQ hub, for clusters in which not every node reaches every other.",
     "status": "What a running node has sent, received, refused and dropped.",
     "why": "Where a name's data came from, and what happened to it.",
     "lookup": "What a running node's cache holds for a name.",
+    "snapshot": "Save a running node's cache to a file, or load one.",
     "bench": "Measure the transports against their floor.",
     "version": "Print the version.",
 }
