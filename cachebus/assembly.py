@@ -23,11 +23,11 @@ from cachebus.ports import Clock, Sink, Source
 from cachebus.shim.settings import LOOPBACK, ShimSettings, UpstreamSettings
 from cachebus.sinks.callback import CallbackSink
 from cachebus.sinks.unbound import DEFAULT_RATE, Refill, UnboundSink
-from cachebus.sinks.unbound_control import ControlTls
 from cachebus.snapshot.service import SnapshotSettings
 from cachebus.sources.access import ListenSettings, server_context
 from cachebus.sources.file import FileSettings, FileSource, Format, recognise
 from cachebus.sources.listen import DnstapSource, StreamSource
+from cachebus.unbound.control import ControlTls
 from cachebus.wire.tsig import Key
 
 OnHeld = Callable[[bytes, int, float, bool], None]

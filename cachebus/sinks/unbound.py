@@ -1,8 +1,8 @@
 """Fills an unmodified Unbound with received answers, and fills it again after it has lost its cache.
 
 Decides when which answer is loaded: newest offer per question, small batches, paced, nothing that the resolver is
-known to hold, nothing that it once could not parse. The text is `unbound_dump`'s business, the connection
-`unbound_control`'s. Refuses to know where answers come from; their TTLs were shortened for this node before they got
+known to hold, nothing that it once could not parse. The text is `unbound.dump`'s business, the connection
+`unbound.control`'s. Refuses to know where answers come from; their TTLs were shortened for this node before they got
 here.
 """
 
@@ -21,8 +21,8 @@ from cachebus.answer import Answer
 from cachebus.errors import ConfigError, MessageError, ResolverError
 from cachebus.ports import Clock
 from cachebus.sinks.chains import Chains
-from cachebus.sinks.unbound_control import CommandRefused, ControlChannel, ControlTls, ResolverGone
-from cachebus.sinks.unbound_dump import Entry, compose, dump, name_text
+from cachebus.unbound.control import CommandRefused, ControlChannel, ControlTls, ResolverGone
+from cachebus.unbound.dump import Entry, compose, dump, name_text
 
 DEFAULT_RATE = 1000
 """Answers a second. Loading one takes about 70 us of an Unbound thread: this is 7 % of one thread at most."""

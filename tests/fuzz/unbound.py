@@ -18,8 +18,8 @@ from unittest.mock import patch
 
 from cachebus.answer import Answer, Evidence, RRset
 from cachebus.errors import FrameError, MessageError, ResolverError
-from cachebus.sinks.unbound_control import MAX_REPLY, CommandRefused, ControlChannel
-from cachebus.sinks.unbound_dump import MAX_LINE, Entry, compose, dump
+from cachebus.unbound.control import MAX_REPLY, CommandRefused, ControlChannel
+from cachebus.unbound.dump import MAX_LINE, Entry, compose, dump
 from cachebus.wire.framestream import LengthPrefixedReceiver
 from cachebus.wire.message import pack, parse, records
 from tests.fuzz.bus import NOW
@@ -45,10 +45,10 @@ _LINE = re.compile(
 
 
 class DumpTarget(Target[Answer]):
-    """`unbound_dump.compose`: lines of the format with exactly the answer's records, nothing, or `MessageError`."""
+    """`unbound.dump.compose`: lines of the format with exactly the answer's records, nothing, or `MessageError`."""
 
     name = "unbound-dump"
-    parts = (Part("cachebus/sinks/unbound_dump.py"),)
+    parts = (Part("cachebus/unbound/dump.py"),)
     cost = 2
 
     def valid(self, rng: Random) -> Answer:
@@ -153,7 +153,7 @@ class ControlTarget(BytesTarget):
     name = "unbound-control"
     parts = (
         Part(
-            "cachebus/sinks/unbound_control.py",
+            "cachebus/unbound/control.py",
             only=("ControlChannel.load", "ControlChannel.command", "ControlChannel.has_marker", "_exchange", "_quote"),
         ),
     )
@@ -186,7 +186,7 @@ class ControlTarget(BytesTarget):
     async def _both(self) -> bool:
         taken = False
         with (
-            patch("cachebus.sinks.unbound_control.socket.socket", _Socket),
+            patch("cachebus.unbound.control.socket.socket", _Socket),
             patch.object(asyncio.get_running_loop().__class__, "sock_recv", self._receive),
             patch.object(asyncio.get_running_loop().__class__, "sock_sendall", _drop),
         ):

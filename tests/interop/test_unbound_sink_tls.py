@@ -19,7 +19,7 @@ from cachebus.errors import ConfigError, ResolverError
 from cachebus.holdings import Holdings
 from cachebus.presentation import name_from_text
 from cachebus.sinks.unbound import UnboundSink
-from cachebus.sinks.unbound_control import ControlChannel, ControlTls
+from cachebus.unbound.control import ControlChannel, ControlTls
 from cachebus.wire import message, rrtypes
 from tests.farm.client import Endpoint, Question, ask, data
 from tests.farm.unbound import Unbound

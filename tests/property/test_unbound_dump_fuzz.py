@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cachebus.answer import Answer, Evidence, RRset
 from cachebus.errors import MessageError
-from cachebus.sinks.unbound_dump import MAX_LINE, compose, dump
+from cachebus.unbound.dump import MAX_LINE, compose, dump
 from cachebus.wire import rrtypes
 from cachebus.wire.message import pack
 

@@ -7,7 +7,7 @@ import pytest
 from cachebus.answer import Answer, Evidence, RRset
 from cachebus.errors import MessageError
 from cachebus.presentation import name_from_text
-from cachebus.sinks.unbound_dump import MAX_LINE, Entry, Security, compose, dump, name_text, security_of
+from cachebus.unbound.dump import MAX_LINE, Entry, Security, compose, dump, name_text, security_of
 from cachebus.wire import rrtypes
 from cachebus.wire.message import pack
 

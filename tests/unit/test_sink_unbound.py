@@ -15,8 +15,8 @@ from cachebus.errors import ConfigError, ResolverError
 from cachebus.holdings import Holdings
 from cachebus.sinks import unbound as module
 from cachebus.sinks.unbound import BATCH_ANSWERS, BATCH_BYTES, MAX_RATE, LinkState, UnboundSink
-from cachebus.sinks.unbound_control import MAX_REPLY, CommandRefused, ControlChannel, ControlTls, ResolverGone
 from cachebus.testing import ManualClock
+from cachebus.unbound.control import MAX_REPLY, CommandRefused, ControlChannel, ControlTls, ResolverGone
 from cachebus.wire.message import pack
 
 NOW = 1_800_000_000.0
