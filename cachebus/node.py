@@ -13,7 +13,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -402,6 +402,16 @@ class Node:
     def why(self, qname: bytes, qtype: int | None, now: float) -> Sequence[Report]:
         """The same, with the name's history."""
         return why_report(self._keep.cache, self._keep.history.about(qname), qname, qtype, now)
+
+    def give_copy(self) -> AsyncIterator[bytes]:
+        """The pieces of a C-DNS file of what the cache holds."""
+        return self._parts.snapshots.give()
+
+    async def take_copy(self, pieces: AsyncIterator[bytes]) -> Report:
+        """Merge such a file into the cache; what became of it. Raises `FrameError` when it is none."""
+        merged = await self._parts.snapshots.take(pieces)
+        refused = {reason.value: count for reason, count in merged.refused.items()}
+        return {"received": merged.received, "merged": merged.merged, "refused": refused}
 
     def metrics(self) -> bytes:
         """The counters for Prometheus."""

@@ -5,14 +5,19 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO
 from urllib.parse import urlencode
 
 from cachebus.errors import CachebusError, NodeUnreachable
 
 TIMEOUT = 5.0
 """Seconds for connecting, and for each read; the node answers from memory."""
+COPY_TIMEOUT = 60.0
+"""Seconds for each read of a copy; the node paces what it gives."""
+PIECE = 64 * 1024
+"""Bytes of a copy read and written at a time."""
 MAX_REPLY = 16 * 1024 * 1024
 """Bytes: the longest status and history are far below; a wrong socket's flood ends here."""
 
@@ -43,14 +48,44 @@ def ask(path: str, what: str, parameters: Mapping[str, str] | None = None, *, ti
     Raises `NodeUnreachable` when nobody answers properly there, `AdminRefused` when the question is wrong.
     """
     target = f"/v1/{what}" + (f"?{urlencode(parameters)}" if parameters else "")
-    connection = _UnixConnection(path, timeout)
-    try:
+    with _asked(path, timeout) as connection:
         connection.request("GET", target)
         response = connection.getresponse()
         body = response.read(MAX_REPLY + 1)
         status = response.status
         if len(body) <= MAX_REPLY and response.length:  # what is missing of it
             raise http.client.IncompleteRead(body, response.length)
+    return _decode(path, status, body)
+
+
+def give_copy(path: str, into: BinaryIO, *, timeout: float = COPY_TIMEOUT) -> int:
+    """Write the copy of its cache that a node gives, as it comes; its bytes. Raises `NodeUnreachable`."""
+    with _asked(path, timeout) as connection:
+        connection.request("GET", "/v1/snapshot")
+        response = connection.getresponse()
+        if response.status != 200:
+            raise NodeUnreachable(f"what answers on {path} is not a cachebus node of this version")
+        size = 0
+        while piece := response.read(PIECE):
+            into.write(piece)
+            size += len(piece)
+        return size
+
+
+def take_copy(path: str, out_of: BinaryIO, *, timeout: float = COPY_TIMEOUT) -> Any:
+    """Let a node merge a copy; its report. Raises `NodeUnreachable`, and `AdminRefused` when it says that it is none."""
+    with _asked(path, timeout) as connection:
+        connection.request("PUT", "/v1/snapshot", body=iter(lambda: out_of.read(PIECE), b""), encode_chunked=True,
+                           headers={"Transfer-Encoding": "chunked"})  # fmt: skip
+        response = connection.getresponse()
+        return _decode(path, response.status, response.read(MAX_REPLY + 1))
+
+
+@contextmanager
+def _asked(path: str, timeout: float) -> Iterator[_UnixConnection]:
+    connection = _UnixConnection(path, timeout)
+    try:
+        yield connection
     except TimeoutError:
         raise NodeUnreachable(f"no answer from the node on {path} within {timeout:g} s") from None
     except (OSError, ValueError) as error:
@@ -60,7 +95,6 @@ def ask(path: str, what: str, parameters: Mapping[str, str] | None = None, *, ti
         raise NodeUnreachable(f"what answers on {path} is not a cachebus node") from None
     finally:
         connection.close()
-    return _decode(path, status, body)
 
 
 def _decode(path: str, status: int, body: bytes) -> Any:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from cachebus.admin.view import NodeView, Report
-from cachebus.errors import TransportError
+from cachebus.errors import FrameError, TransportError
 from cachebus.ports import Clock
 from cachebus.presentation import name_from_text, type_from_text
 
@@ -36,6 +36,7 @@ SHUTDOWN_TIME = 1.0
 """Seconds that running requests get at the end; each takes milliseconds."""
 KEEPALIVE = 15.0
 """Seconds an idle connection stays open: longer than nothing, shorter than a scrape interval's worth of them."""
+COPY_TYPE = "application/octet-stream"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class AdminServer:
             if self._path is not None:
                 listening = _listen_unix(self._path)
                 self._inode = _inode(self._path)
-                await self._serve(listening, {**self._monitoring(), **self._api()})
+                await self._serve(listening, {**self._monitoring(), **self._api()}, copies=True)
             if self._http is not None:
                 await self._serve(_listen_tcp(self._http), self._monitoring())
         except BaseException:
@@ -106,7 +107,11 @@ class AdminServer:
         self._inode = None
 
     async def _serve(
-        self, listening: socket.socket, routes: Mapping[str, Callable[[web.Request], web.Response]]
+        self,
+        listening: socket.socket,
+        routes: Mapping[str, Callable[[web.Request], web.Response]],
+        *,
+        copies: bool = False,
     ) -> None:
         from aiohttp import web  # a node without `admin` does not pay for it
 
@@ -114,6 +119,9 @@ class AdminServer:
         application = web.Application(client_max_size=MAX_REQUEST)
         for path, answer in routes.items():
             application.router.add_get(path, self._handler(answer))
+        if copies:
+            application.router.add_get("/v1/snapshot", self._give_copy, allow_head=False)
+            application.router.add_put("/v1/snapshot", self._take_copy)
         runner = web.AppRunner(
             application,
             access_log=None,
@@ -144,6 +152,24 @@ class AdminServer:
             "/v1/lookup": lambda request: self._about_name(request, self._view.lookup),
             "/v1/why": lambda request: self._about_name(request, self._view.why),
         }
+
+    async def _give_copy(self, request: web.Request) -> web.StreamResponse:
+        from aiohttp import web
+
+        self._requests += 1
+        response = web.StreamResponse(headers={"Content-Type": COPY_TYPE})
+        await response.prepare(request)
+        async for piece in self._view.give_copy():
+            await response.write(piece)
+        await response.write_eof()
+        return response
+
+    async def _take_copy(self, request: web.Request) -> web.Response:
+        self._requests += 1
+        try:
+            return _json(await self._view.take_copy(request.content.iter_any()))
+        except FrameError as error:
+            return _json({"error": str(error)}, status=400)
 
     def _metrics(self, request: web.Request) -> web.Response:
         from aiohttp import web

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
 Report = Mapping[str, Any]
@@ -26,4 +26,12 @@ class NodeView(Protocol):
 
     def metrics(self) -> bytes:
         """The counters in Prometheus' text format."""
+        ...
+
+    def give_copy(self) -> AsyncIterator[bytes]:
+        """The pieces of a C-DNS file of what the cache holds."""
+        ...
+
+    async def take_copy(self, pieces: AsyncIterator[bytes]) -> Report:
+        """Merge such a file into the cache; what became of it. Raises `FrameError` when it is none."""
         ...

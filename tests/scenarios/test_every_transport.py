@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,14 +111,15 @@ LINKS: dict[str, Callable[[Path, ExitStack], Link]] = {
 class Bed:
     """Two nodes and a way to let the first one learn."""
 
-    def __init__(self, farm: Path, running: ExitStack, link: Link) -> None:
+    def __init__(self, farm: Path, running: ExitStack, link: Link, a: Config | None = None) -> None:
+        """`a`: more of the configuration of node a."""
         cluster = Cluster()
         cluster.add("a")
         self.codec = link.codec
         self._tap = farm / "tap"
         common = {**cluster.config("a"), "transports": {"link": link.a}}
         sources = {"sources": {"resolver": stream_source(self._tap)}}
-        self.a = running.enter_context(CachebusNode(farm, {**common, **sources}))
+        self.a = running.enter_context(CachebusNode(farm, {**common, **sources, **(a or {})}))
         self.b = running.enter_context(CachebusNode(farm, {**common, "node": "b", "transports": {"link": link.b}}))
         self._numbers = iter(range(1_000_000))
 
@@ -162,8 +163,8 @@ def _message(name: str) -> bytes:
 
 
 @pytest.fixture(params=LINKS)
-def bed(request: pytest.FixtureRequest, farm: Path, running: ExitStack) -> Iterator[Bed]:
-    yield Bed(farm, running, LINKS[request.param](farm, running))
+def bed(request: pytest.FixtureRequest, farm: Path, running: ExitStack) -> Bed:
+    return Bed(farm, running, LINKS[request.param](farm, running))
 
 
 def test_what_a_learns_b_has_once_and_a_kill_needs_no_operator(bed: Bed) -> None:

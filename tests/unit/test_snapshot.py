@@ -1,0 +1,254 @@
+"""snapshot/: a cache becomes a C-DNS file and another cache, by rank and with the times that were; over sockets too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from cachebus.answer import Evidence, Refusal
+from cachebus.cache import Cache
+from cachebus.codecs.cdns import CdnsCodec
+from cachebus.config.transports import TransportTls
+from cachebus.errors import CachebusError, FrameError
+from cachebus.filters.policy import Policy, PolicySettings
+from cachebus.links import Owner, certificates, make_copy_codec
+from cachebus.presentation import name_from_text
+from cachebus.snapshot import joining
+from cachebus.snapshot.copy import PIECE, Taker, give
+from cachebus.snapshot.server import MAX_CLIENTS, SnapshotServer
+from cachebus.snapshot.service import OPERATOR, Snapshots, SnapshotSettings
+from cachebus.testing import ManualClock
+from cachebus.wire import rrtypes
+from tests.certificates import Authority
+from tests.core_bed import address
+
+NOW = 1_800_000_000.0
+POLICY = Policy(PolicySettings())
+A = rrtypes.A
+
+
+def codec(node: str = "b") -> CdnsCodec:
+    return make_copy_codec(Owner(node=node, cluster="test"), None, insecure=True)
+
+
+def warm(count: int, *, node: str = "a") -> Cache:
+    cache = Cache(node)
+    for number in range(count):
+        cache.put(address(f"n{number}.example.com", learned=NOW - 100, origin=node), NOW)
+    return cache
+
+
+async def pieces_of(cache: Cache, clock: ManualClock, **more: object) -> list[bytes]:
+    return [piece async for piece in give(cache, POLICY, codec("a"), clock, rate=10_000_000, **more)]  # type: ignore[arg-type]
+
+
+async def merge(
+    data: bytes, cache: Cache, clock: ManualClock, *, max_entries: int = 1000, step: int = 1 << 20
+) -> Taker:
+    taker = Taker(cache, POLICY, codec(), clock, sender=OPERATOR, max_entries=max_entries)
+    for start in range(0, len(data), step):
+        await taker.feed(data[start : start + step])
+    return taker
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(NOW)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("step", [1, 1000, 1 << 20])
+async def test_a_copy_has_everything_with_its_origin_evidence_and_times(
+    clock: ManualClock, compress: bool, step: int
+) -> None:
+    source = warm(20)
+    source.put(
+        address("peer.example.com", learned=NOW - 7, origin="c", evidence=Evidence.CONFIRMED, transport="lan"), NOW
+    )
+    data = b"".join(await pieces_of(source, clock, compress=compress))
+    cold = Cache("b")
+    taker = await merge(data, cold, clock, step=step)
+    assert taker.whole
+    assert (taker.merged.received, taker.merged.merged, taker.merged.refused) == (21, 21, {})
+    copied = cold.get(name_from_text("peer.example.com"), A, NOW)
+    assert copied is not None
+    assert (copied.origin, copied.evidence, copied.learned, copied.transport) == (
+        "c", Evidence.CONFIRMED, NOW - 7, "snapshot",
+    )  # fmt: skip
+    own = cold.get(name_from_text("n3.example.com"), A, NOW)
+    assert own is not None
+    assert (own.origin, own.local, own.learned) == ("a", False, NOW - 100)
+    assert own.expires <= NOW + 200
+
+
+async def test_what_lives_on_the_node_already_is_not_replaced_by_a_copy(clock: ManualClock) -> None:
+    data = b"".join(await pieces_of(warm(3), clock))
+    joined = Cache("b")
+    joined.put(address("n0.example.com", last=9, learned=NOW, transport="lan", origin="a"), NOW)
+    joined.put(address("n1.example.com", last=9, learned=NOW), NOW)
+    taker = await merge(data, joined, clock)
+    assert taker.merged.merged == 1
+    assert taker.merged.refused == {Refusal.BETTER_KNOWN: 1, Refusal.LOCAL_DATA_LIVE: 1}
+
+
+async def test_a_copy_taken_twice_changes_nothing(clock: ManualClock) -> None:
+    data = b"".join(await pieces_of(warm(5), clock))
+    cold = Cache("b")
+    await merge(data, cold, clock)
+    again = await merge(data, cold, clock)
+    assert again.merged.refused == {Refusal.BETTER_KNOWN: 5}
+
+
+async def test_what_died_on_the_way_stays_dead(clock: ManualClock) -> None:
+    data = b"".join(await pieces_of(warm(5), clock))
+    clock.advance(300)
+    taker = await merge(data, Cache("b"), clock)
+    assert taker.merged.refused == {Refusal.EXPIRED: 5}
+
+
+async def test_what_may_not_be_shared_is_not_copied_and_not_taken(clock: ManualClock) -> None:
+    source = warm(1)
+    source.put(address("printer.local", learned=NOW), NOW)
+    everything = Policy(PolicySettings(private_names=True))
+    assert (await merge(b"".join(await pieces_of(source, clock)), Cache("b"), clock)).merged.received == 1
+    data = b"".join([piece async for piece in give(source, everything, codec("a"), clock)])
+    taker = await merge(data, Cache("b"), clock)
+    assert taker.merged.refused == {Refusal.SPECIAL_USE_NAME: 1}
+
+
+async def test_no_more_is_given_or_taken_than_the_limit(clock: ManualClock) -> None:
+    data = b"".join(await pieces_of(warm(500), clock, max_entries=150))
+    assert (await merge(data, Cache("b"), clock)).merged.received == 150
+    limited = await merge(b"".join(await pieces_of(warm(500), clock)), Cache("b"), clock, max_entries=10)
+    assert limited.full
+    assert limited.merged.received == 10
+
+
+async def test_a_copy_is_paced(clock: ManualClock) -> None:
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    async for _ in give(warm(300), POLICY, codec("a"), clock, rate=1000):
+        pass
+    assert loop.time() - begun >= 0.3
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"x", b"GET / HTTP/1.1\r\n\r\n", b"\x28\xb5\x2f\xfdxxxxxxxx", b"\x83\x65C-DNS\xff"]
+)
+async def test_what_is_no_copy_is_refused(clock: ManualClock, data: bytes) -> None:
+    snapshots = service(Cache("b"), clock)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield data
+
+    with pytest.raises(FrameError):
+        await snapshots.take(pieces())
+
+
+async def test_a_bomb_is_given_up(clock: ManualClock) -> None:
+    from backports import zstd
+
+    taker = Taker(Cache("b"), POLICY, codec(), clock, sender=OPERATOR)
+    with pytest.raises(FrameError):
+        await taker.feed(zstd.compress(bytes(PIECE * 5000)))
+
+
+# Over sockets
+
+
+def service(
+    cache: Cache, clock: ManualClock, settings: SnapshotSettings | None = None, *, node: str = "b"
+) -> Snapshots:
+    return Snapshots(
+        settings or SnapshotSettings(), cache=cache, policy=POLICY, for_peers=lambda: codec(node),
+        for_operator=lambda: codec(node), clock=clock, on_merged=lambda: None,
+    )  # fmt: skip
+
+
+def tls(authority: Authority, name: str, peer: str) -> TransportTls:
+    cert, key = authority.write(name)
+    return TransportTls.model_validate({"cert": cert, "key": key, "ca": authority.path, "peers": [peer]})
+
+
+async def serving(cache: Cache, clock: ManualClock, **more: object) -> Snapshots:
+    settings = SnapshotSettings(listen=("127.0.0.1", 0), rate=1_000_000, **more)  # type: ignore[arg-type]
+    return service(cache, clock, settings, node="a")
+
+
+def port(snapshots: Snapshots) -> int:
+    assert snapshots.server is not None
+    return snapshots.server.port
+
+
+async def test_a_node_that_joins_has_it_all_from_the_first_peer_that_gives(clock: ManualClock) -> None:
+    async with await serving(warm(300), clock, zstd=True) as giving:
+        cold = Cache("b")
+        merged_flag = asyncio.Event()
+        settings = SnapshotSettings(peers=[("127.0.0.1", 9), ("127.0.0.1", port(giving))])
+        joining_node = Snapshots(
+            settings, cache=cold, policy=POLICY, for_peers=codec, for_operator=codec, clock=clock,
+            on_merged=merged_flag.set,
+        )  # fmt: skip
+        async with joining_node:
+            joining_node.join()
+            await asyncio.wait_for(merged_flag.wait(), 5)
+        assert cold.statistics()["entries"] == 300
+        assert joining_node.statistics() == {"taken": 1, "received": 300, "merged": 300}
+        assert giving.statistics()["served"] == 1
+
+
+async def test_over_tls_only_a_named_peer_gets_one_and_is_believed(clock: ManualClock, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    names = ("a.example.net", "b.example.net", "c.example.net")
+    a = certificates(tls(authority, names[0], names[1]))
+    b, c = tls(authority, names[1], names[0]), tls(authority, names[2], names[0])
+    assert a is not None
+    async with await serving(warm(3), clock, tls=a) as giving:
+        where = ("127.0.0.1", port(giving))
+
+        def taker(section: TransportTls, cache: Cache) -> joining.MakeTaker:
+            owner = Owner(node="b", cluster="test")
+            return lambda sender: Taker(cache, POLICY, make_copy_codec(owner, section), clock, sender=sender)
+
+        cold = Cache("b")
+        taken = await joining.fetch(where, certificates(b), taker(b, cold))
+        assert (taken.whole, cold.statistics()["entries"]) == (True, 3)
+        cached = cold.get(name_from_text("n0.example.com"), A, NOW)
+        assert cached is not None
+        assert (cached.signer, cached.origin) == ("a.example.net", "a")
+        with pytest.raises((CachebusError, OSError)):
+            await joining.fetch(where, certificates(c), taker(c, Cache("c")))
+        with pytest.raises((CachebusError, OSError)):
+            await joining.fetch(where, None, taker(b, Cache("b")))
+
+
+async def test_more_clients_than_can_be_served_are_refused(clock: ManualClock) -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.sleep(60)
+
+    async with SnapshotServer(("127.0.0.1", 0), None, slow) as server:
+        ends = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(MAX_CLIENTS + 1)]
+        answers = [await asyncio.wait_for(reader.read(1), 5) for reader, _ in ends]
+        assert sorted(answers) == [b"", *[b"x"] * MAX_CLIENTS]
+        assert server.statistics()["refused"] == 1
+        for _, writer in ends:
+            writer.close()
+
+
+async def test_a_copy_that_is_cut_is_told_and_what_came_stays(clock: ManualClock) -> None:
+    whole = b"".join(await pieces_of(warm(300), clock))
+
+    async def cut() -> AsyncIterator[bytes]:
+        yield whole[: len(whole) // 2]
+
+    async with SnapshotServer(("127.0.0.1", 0), None, cut) as server:
+        cold = Cache("b")
+        with pytest.raises(FrameError):
+            await joining.fetch(
+                ("127.0.0.1", server.port), None, lambda sender: Taker(cold, POLICY, codec(), clock, sender=sender)
+            )
+        assert 0 < cold.statistics()["entries"] < 300
