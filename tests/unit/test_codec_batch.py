@@ -22,12 +22,12 @@ from cachebus.presentation import name_from_text, name_to_text
 from cachebus.subscriber import Subscriber
 from cachebus.wire.batch import MAX_ENVELOPE, MAX_ITEMS, MAX_PAYLOAD
 from cachebus.wire.message import pack
-from cachebus.wire.sequence import WINDOW, new_stream
+from cachebus.wire.sequence import WINDOW
 from cachebus.wire.tsig import Key
 from tests.core_bed import KEY_NAME, NOW, SECRET, address, answer, key, rrset, rrsig
 
 SENDER = "broker"
-STREAM = new_stream(NOW - 30)
+STREAM = int((NOW - 30) * 1000) << 22 | 1
 MS = int(NOW * 1000)
 PREFIX = b"CBE1\x0d" + b"cluster-2026." + b"\x01"
 

@@ -11,8 +11,8 @@ from cachebus.wire import sequence
 from cachebus.wire.sequence import MAX_AGE, MAX_AHEAD, MAX_SEQUENCE, WINDOW, Streams, new_stream, stream_start
 from tests.core_bed import NOW
 
-FIRST = new_stream(NOW - 10)
-SECOND = new_stream(NOW - 5)
+FIRST = int((NOW - 10) * 1000) << 22 | 1
+SECOND = int((NOW - 5) * 1000) << 22 | 2
 
 
 def heard(*numbers: int, stream: int = FIRST) -> Streams:
@@ -92,7 +92,7 @@ def test_origins_are_apart() -> None:
         (FIRST, MAX_SEQUENCE + 1, Refusal.MALFORMED),
         (1 << 63, 1, Refusal.MALFORMED),
         (-1, 1, Refusal.MALFORMED),
-        (new_stream(NOW + MAX_AHEAD + 1), 1, Refusal.BAD_TIME),
+        (int((NOW + MAX_AHEAD + 1) * 1000) << 22, 1, Refusal.BAD_TIME),
     ],
 )
 def test_what_no_stream_has(stream: int, number: int, refusal: Refusal) -> None:
