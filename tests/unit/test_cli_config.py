@@ -51,11 +51,11 @@ def test_check_as_json_lines(tmp_path: Path, capsys: Captured) -> None:
 
 
 def test_check_knows_which_transports_are_installed(tmp_path: Path, capsys: Captured) -> None:
-    path = write(tmp_path / "c.yaml", "node: a\ntransports: {t: {type: upd}, m: {type: multicast}}\n")
+    path = write(tmp_path / "c.yaml", "node: a\ntransports: {t: {type: upd}, m: {type: kafka}}\n")
     assert main(["check", "-c", str(path)]) == 1
     assert capsys.readouterr().out == (
         f"{path}:2:24: transports.t.type: no transport 'upd' is installed (did you mean udp?)\n"
-        f"{path}:2:40: transports.m.type: multicast is not available in this version\n"
+        f"{path}:2:40: transports.m.type: no transport 'kafka' is installed\n"
     )
 
 

@@ -277,7 +277,8 @@ def test_reference_has_every_verb() -> None:
 
 
 def test_every_transport_has_a_page() -> None:
-    assert [name for name in installed_transports() if not (ROOT / f"docs/transports/{name}.md").exists()] == []
+    modules = {point.module.rpartition(".")[2] for point in installed_transports().values()}  # names may share it
+    assert [name for name in sorted(modules) if not (ROOT / f"docs/transports/{name}.md").exists()] == []
 
 
 @pytest.mark.parametrize("kind", ["sources", "sinks"])

@@ -16,7 +16,7 @@ import dns.flags
 import dns.message
 import pytest
 
-from cachebus import assembly
+from cachebus import assembly, links
 from cachebus.cache import Cache
 from cachebus.config import loads
 from cachebus.history import History
@@ -78,7 +78,7 @@ class Node:
         self.authority = authority
         self.cache = Cache(config.node)
         policy, history = assembly.make_policy(config.share), History(config.node)
-        codec = assembly.make_codec(config, "lan", start=None)
+        codec = links.make_codec("lan", config.transports["lan"], assembly.make_owner(config), start=None)
         self.subscriber = Subscriber(
             codec=codec, policy=policy, cache=self.cache, sinks=(), history=history, clock=clock
         )
