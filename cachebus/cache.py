@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 from weakref import ref
 from zlib import crc32
 
@@ -28,10 +27,12 @@ from cachebus.entry import (
     USED,
     VALIDATING,
     Cached,
+    Came,
     Lookup,
     Rank,
     cap_by_signatures,
     key_tags_of,
+    outlived,
     same_records,
     value_signatures,
 )
@@ -87,20 +88,6 @@ class _Shard:
         self.old_bytes = 0
 
 
-class _Came(NamedTuple):
-    """What the RRsets of one answer have in common, and of all answers with the same provenance in a batch."""
-
-    by_bus: bool
-    rank: int
-    learned_ms: int
-    now_ms: int
-    spread: int
-    middle: bytes
-    """Packed `MIDDLE`."""
-    wary: bool
-    """Something was flushed, or is known not to exist: each RRset has to be looked at."""
-
-
 class Cache:
     """See the module. Not thread-safe: it belongs to the event loop."""
 
@@ -140,7 +127,7 @@ class Cache:
         now_ms = int(now * 1000)
         seed, shards, mask, marks = self._seed, self._shards, self._mask, self._alias_marks
         most, most_bytes = self._generation_entries, self._generation_bytes
-        known: dict[object, _Came] = {}
+        known: dict[object, Came] = {}
         provenance: object = None
         stored = 0
         for answer in answers:
@@ -168,7 +155,7 @@ class Cache:
                     or rrtype in _REDIRECTIONS
                     or marks[checksum & _MARKS]
                 ):
-                    if old is not None and came.by_bus and not wary and _outlived(old, came, expires_ms):
+                    if old is not None and came.by_bus and not wary and outlived(old, came, expires_ms):
                         refusal = Refusal.LOCAL_DATA_LIVE if old[25] & LOCAL else _BETTER_KNOWN
                         continue
                     outcome = self._put_other(rrset, came, key, expires_ms, checksum)
@@ -190,7 +177,7 @@ class Cache:
             outcomes.append(None if stored > before else refusal)
         return outcomes
 
-    def _came(self, answer: Answer, now_ms: int) -> _Came:
+    def _came(self, answer: Answer, now_ms: int) -> Came:
         _, _, _, evidence, origin, learned, validating, transport, signer = answer
         rank, flags = (BUS_RANK if transport else LOCAL_RANK)[evidence]
         if validating:
@@ -198,9 +185,9 @@ class Cache:
         learned_ms = int(learned * 1000)
         middle = MIDDLE.pack(learned_ms, now_ms, rank, flags, self._source(origin, transport, signer))
         wary = self._negatives or bool(self._flushes.names) or learned_ms <= self._flushes.all_before
-        return _Came(bool(transport), rank, learned_ms, now_ms, SPREAD if transport else 1, middle, wary)
+        return Came(bool(transport), rank, learned_ms, now_ms, SPREAD if transport else 1, middle, wary)
 
-    def _put_other(self, rrset: RRset, came: _Came, key: bytes, expires_ms: int, checksum: int) -> Refusal | None:
+    def _put_other(self, rrset: RRset, came: Came, key: bytes, expires_ms: int, checksum: int) -> Refusal | None:
         """Put an RRset whose name, key or time something is known about."""
         owner, rrtype, _, rrs, sigs = rrset
         rank, now_ms = came.rank, came.now_ms
@@ -527,17 +514,6 @@ class Cache:
             "evicted": self.evicted,
             "expired": self.expired,
         }
-
-
-def _outlived(old: bytes, came: _Came, expires_ms: int) -> bool:
-    """Whether an entry lives as long as a peer's RRset at least, and is of a higher rank or was learned no earlier.
-
-    Then nothing is renewed or replaced, which is the usual end of a repeat.
-    """
-    if expires_ms <= came.now_ms or old[:8] < EXPIRES.pack(expires_ms):
-        return False
-    rank = old[24]
-    return rank > came.rank or (rank == came.rank and old[8:16] >= came.middle[:8])
 
 
 def _alive(entries: dict[bytes, bytes], now_bytes: bytes) -> tuple[dict[bytes, bytes], int]:

@@ -39,6 +39,20 @@ BUS_RANK = {Evidence.AUTHORITATIVE: (1, 0x10), Evidence.CONFIRMED: (2, 0x20), Ev
 LOCAL_RANK = {Evidence.AUTHORITATIVE: (3, 0x14), Evidence.CONFIRMED: (3, 0x24), Evidence.VALIDATED: (5, 0x34)}
 
 
+class Came(NamedTuple):
+    """What the RRsets of one answer have in common, and of all answers with the same provenance in a batch."""
+
+    by_bus: bool
+    rank: int
+    learned_ms: int
+    now_ms: int
+    spread: int
+    middle: bytes
+    """Packed `MIDDLE`."""
+    wary: bool
+    """Something was flushed, or is known not to exist: each RRset has to be looked at."""
+
+
 class Cached(NamedTuple):
     """One RRset as the cache holds it, with its provenance."""
 
@@ -102,3 +116,14 @@ def cap_by_signatures(value: bytes, sigs_length: int, expires_ms: int) -> int:
     # Expirations are 32-bit serial numbers (RFC 4034 section 3.1.5); these were valid when stored, so they are near.
     epoch = expires_ms // 1000 & ~0xFFFFFFFF
     return min(expires_ms, *((epoch + end) * 1000 for end in ends))
+
+
+def outlived(old: bytes, came: Came, expires_ms: int) -> bool:
+    """Whether an entry lives as long as a peer's RRset at least, and is of a higher rank or was learned no earlier.
+
+    Then nothing is renewed or replaced, which is the usual end of a repeat.
+    """
+    if expires_ms <= came.now_ms or old[:8] < EXPIRES.pack(expires_ms):
+        return False
+    rank = old[24]
+    return rank > came.rank or (rank == came.rank and old[8:16] >= came.middle[:8])
