@@ -13,6 +13,7 @@ from ipaddress import ip_network
 from cachebus.answer import Evidence
 from cachebus.config import Config, models
 from cachebus.errors import ConfigError, FrameError
+from cachebus.filters.cached import CacheJudge
 from cachebus.filters.noise import Noise, NoiseSettings
 from cachebus.filters.policy import Policy, PolicySettings
 from cachebus.filters.settings import JudgeSettings, Pairing, ResolverFrames
@@ -27,11 +28,13 @@ from cachebus.snapshot.service import SnapshotSettings
 from cachebus.sources.access import ListenSettings, server_context
 from cachebus.sources.file import FileSettings, FileSource, Format, recognise
 from cachebus.sources.listen import DnstapSource, StreamSource
+from cachebus.sources.unbound_cache import CacheSettings, ReadAlready, UnboundCacheSource
 from cachebus.unbound.control import ControlTls
 from cachebus.wire.tsig import Key
 
 OnHeld = Callable[[bytes, int, float, bool], None]
 Deliver = Callable[[bytes, float], None]
+Judge = DnstapJudge | DirectJudge | CacheJudge
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class Intake:
 
     name: str
     source: Source
-    judge: DnstapJudge | DirectJudge
+    judge: Judge
 
 
 def make_policy(share: models.Share) -> Policy:
@@ -95,12 +98,12 @@ def make_judge_settings(config: Config, name: str, source: models.Source) -> Jud
 def make_intake(
     config: Config,
     name: str,
-    on_answers: Callable[[DnstapJudge | DirectJudge], Deliver],
+    on_answers: Callable[[Judge], Deliver],
     clock: Clock,
     *,
     on_held: OnHeld,
     is_filled: IsFilled | None,
-    previous: DnstapJudge | DirectJudge | None = None,
+    previous: Judge | None = None,
 ) -> Intake:
     """One source with its judge. `on_answers` gives what the source calls for each frame.
 
@@ -109,8 +112,10 @@ def make_intake(
     """
     source = config.sources[name]
     settings = make_judge_settings(config, name, source)
+    if isinstance(source, models.UnboundCacheSource):
+        return _make_cache_intake(config, name, source, on_answers, clock, on_held=on_held, previous=previous)
     kind = _format(source) if isinstance(source, models.FileSource) else None
-    judge: DnstapJudge | DirectJudge
+    judge: Judge
     if isinstance(source, models.DnstapSource) or (kind is not None and kind.is_dnstap):
         judge = DnstapJudge(settings, on_held=on_held, is_filled=is_filled)
     else:
@@ -131,6 +136,38 @@ def make_intake(
     if isinstance(source, models.DnstapSource):
         return Intake(name, DnstapSource(listen, on_answers(judge), clock), judge)
     return Intake(name, StreamSource(listen, on_answers(judge), clock), judge)
+
+
+def _make_cache_intake(
+    config: Config,
+    name: str,
+    source: models.UnboundCacheSource,
+    on_answers: Callable[[Judge], Deliver],
+    clock: Clock,
+    *,
+    on_held: OnHeld,
+    previous: Judge | None,
+) -> Intake:
+    """A cache that is read once: a reload does not read it again."""
+    judge = CacheJudge(make_judge_settings(config, name, source), min_ttl=config.share.min_ttl, on_held=on_held)
+    if isinstance(previous, CacheJudge):
+        judge.finished = previous.finished
+        if judge.judges_as(previous):
+            judge = previous
+    if judge.finished:
+        return Intake(name, ReadAlready(), judge)
+    settings = CacheSettings(
+        name=name,
+        control=str(source.control),
+        tls=_control_tls(source.tls),
+        rate=source.rate,
+        max_bytes=source.max_bytes,
+    )
+    return Intake(name, UnboundCacheSource(settings, on_answers(judge), clock, finished=judge.finish), judge)
+
+
+def _control_tls(tls: models.ControlTls | None) -> ControlTls | None:
+    return None if tls is None else ControlTls(server_cert=tls.ca, key=tls.key, cert=tls.cert)
 
 
 def _format(source: models.FileSource) -> Format:
@@ -180,16 +217,13 @@ def make_sink(name: str, sink: models.Sink, *, refill: Refill, holdings: Holding
     """One sink; None for the node's own cache, which needs no part."""
     match sink:
         case models.UnboundSink():
-            tls = (
-                None if sink.tls is None else ControlTls(server_cert=sink.tls.ca, key=sink.tls.key, cert=sink.tls.cert)
-            )
             return UnboundSink(
                 name=name,
                 control=str(sink.control),
                 clock=clock,
                 holdings=holdings,
                 refill=refill,
-                tls=tls,
+                tls=_control_tls(sink.tls),
                 rate=sink.rate or DEFAULT_RATE,
             )
         case models.CallbackSink():

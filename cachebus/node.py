@@ -29,7 +29,6 @@ from cachebus.cache import Cache
 from cachebus.config import Config
 from cachebus.errors import CachebusError
 from cachebus.filters.noise import Noise
-from cachebus.filters.trust import DirectJudge, DnstapJudge
 from cachebus.history import History
 from cachebus.holdings import Holdings
 from cachebus.metrics import render
@@ -142,7 +141,7 @@ class Parts:
             self.subscribers[name] = subscriber
             self.transports[name] = links.make_transport(name, section, owner, codec, in_batches(subscriber))
 
-    def _deliver_to(self, judge: DnstapJudge | DirectJudge) -> assembly.Deliver:
+    def _deliver_to(self, judge: assembly.Judge) -> assembly.Deliver:
         def deliver(frame: bytes, now: float) -> None:
             verdicts = judge.feed(frame, now)
             if verdicts:
@@ -221,7 +220,7 @@ class Kept:
         self._state = None if directory is None else StateFile(Path(directory))
         self.streams: State = {} if self._state is None else self._state.load()
         """What the previous run had seen."""
-        self.judges: Mapping[str, DnstapJudge | DirectJudge] = {}
+        self.judges: Mapping[str, assembly.Judge] = {}
         self.noise: Noise | None = None
         self._refilled = float("-inf")
 

@@ -29,6 +29,7 @@ from cachebus.config.models import (
     Shim,
     Source,
     StreamSource,
+    UnboundCacheSource,
     UnboundSink,
     Upstream,
 )
@@ -136,6 +137,13 @@ class Checker:
     # Sources
 
     def _source(self, place: Place, source: Source) -> None:
+        if isinstance(source, UnboundCacheSource):
+            self._control(place, source)
+            self._tools.warn(
+                place,
+                "reading the cache locks parts of it and holds up a thread: older releases of Unbound answer late",
+            )
+            return
         if isinstance(source, FileSource):
             self._tools.file((*place, "path"), source.path)
             if source.format is FileFormat.WIRE and source.claims is None:
@@ -182,6 +190,9 @@ class Checker:
 
     def _unbound(self, place: Place, sink: UnboundSink) -> None:
         self._tools.once((*place, "control"), f"control {sink.control}")
+        self._control(place, sink)
+
+    def _control(self, place: Place, sink: UnboundSink | UnboundCacheSource) -> None:
         if sink.tls is not None:
             self._tools.tls_files((*place, "tls"), sink.tls.cert, sink.tls.key, sink.tls.ca)
         if isinstance(sink.control, UnixAddress):

@@ -195,16 +195,6 @@ class FileSource(DnstapEvidence):
     """For a `wire` file: what its messages say about themselves, see `stream`."""
 
 
-Source = Annotated[DnstapSource | StreamSource | FileSource, Field(discriminator="type")]
-
-
-class CacheSink(Section):
-    """The node's own cache, which the shim answers from. It exists without being named here."""
-
-    type: Literal["cache"]
-    """`cache`, which tells this kind from the others."""
-
-
 class ControlTls(Section):
     """The files of `unbound-control-setup`."""
 
@@ -214,6 +204,40 @@ class ControlTls(Section):
     """PEM file: unbound_control.key."""
     ca: File
     """PEM file: unbound_server.pem."""
+
+
+class UnboundCacheSource(Section):
+    """The cache of an Unbound that is already warm, read once at the start (`dump_cache`)."""
+
+    type: Literal["unbound-cache"]
+    """`unbound-cache`, which tells this kind from the others."""
+    control: Endpoint
+    """`unix:PATH` or ADDRESS:PORT of its control-interface."""
+    tls: ControlTls | None = None
+    """Certificates for a control-interface over TCP."""
+    rate: int = Field(default=500, ge=1, le=10_000)
+    """Most answers per second that are taken from what was read."""
+    max_bytes: Size = Field(default=64 * 1024 * 1024, ge=1024 * 1024, le=1024 * 1024 * 1024)
+    """Most memory for what was read; what is beyond it is left out and counted."""
+    trust: Levels = DEFAULT_TRUST
+    """Levels that may be shared from here. A level includes the stronger ones."""
+    validating: bool = False
+    """The resolver validates DNSSEC, so what it found insecure may be filled as such elsewhere."""
+
+    @property
+    def minimum_evidence(self) -> Evidence:
+        """The weakest level that may be shared."""
+        return min(self.trust)
+
+
+Source = Annotated[DnstapSource | StreamSource | FileSource | UnboundCacheSource, Field(discriminator="type")]
+
+
+class CacheSink(Section):
+    """The node's own cache, which the shim answers from. It exists without being named here."""
+
+    type: Literal["cache"]
+    """`cache`, which tells this kind from the others."""
 
 
 class UnboundSink(Section):

@@ -11,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import random
+import re
 import socket
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cachebus.errors import ConfigError, ResolverError
 
@@ -24,7 +27,9 @@ COMMAND_TIMEOUT = 5.0
 """Seconds for a whole command, connecting included. Unbound answers in milliseconds; a thread that is busy for longer
 is a resolver that is in trouble of its own."""
 MAX_REPLY = 65_536
-"""Bytes of a reply. What is asked here takes some hundred; nothing asks for a list."""
+"""Bytes of a reply. What is asked here takes some hundred; only `dump_cache` gives a list, and that is streamed."""
+DUMP_TIMEOUT = 120.0
+"""Seconds for a whole `dump_cache`: measured, Unbound writes some 20 MB in a second."""
 SEND_BUFFER = 262_144
 """Bytes asked of the kernel for sending (it may grant less), so that a request leaves this process at once and Unbound
 never waits for us, even when we are stopped in the middle."""
@@ -34,6 +39,9 @@ SERVER_NAME = "unbound"
 """The name that unbound-control-setup gives the server's certificate; a client's is named unbound-control."""
 
 _UNIX = "unix:"
+
+Take = Callable[[bytes], None]
+"""Takes the next bytes of a reply. A `ValueError` from it ends the command as one that failed."""
 
 
 class CommandRefused(ResolverError):  # noqa: N818 - named as its siblings in errors.py
@@ -54,6 +62,15 @@ class ControlTls:
     """`control-key-file`."""
     cert: Path
     """`control-cert-file`."""
+
+
+class About(NamedTuple):
+    """What a running Unbound says of itself."""
+
+    uptime: int
+    """Seconds since it started, its cache empty then."""
+    modules: frozenset[str]
+    """Of its `module-config`."""
 
 
 class ControlChannel:
@@ -106,38 +123,72 @@ class ControlChannel:
         """Take the mark away. Raises `ResolverError`."""
         await self.command(f"forward_remove {self._marker}")
 
+    async def about(self) -> About:
+        """What the resolver says of itself. Raises `ResolverError`, also when it does not say it."""
+        reply = await self.command("status")
+        uptime = re.search(rb"^uptime: (\d{1,12}) seconds$", reply, re.MULTILINE)
+        modules = re.search(rb"^modules: \d+ \[([ a-z0-9_-]*)\]$", reply, re.MULTILINE)
+        if uptime is None or modules is None:
+            raise ResolverError(f"{self._text}: status: neither uptime nor modules in it")
+        return About(int(uptime[1]), frozenset(modules[1].decode("ascii").split()))
+
     async def command(self, text: str, body: bytes = b"") -> bytes:
         """Send one command line and what belongs to it, and give the whole reply.
 
         Raises `ResolverGone` when nothing listens, `CommandRefused` for an empty reply or one that begins with "error",
         else `ResolverError`: the channel cannot be opened or read, the timeout is over, the reply beyond `MAX_REPLY`.
         """
+        reply = _Collector()
+        await self._run(text, body, reply.take, self._timeout)
+        whole = bytes(reply.data)
+        if not whole:
+            raise CommandRefused(f"{self._text}: {text}: the resolver closed the connection without an answer")
+        if whole.startswith(b"error"):
+            raise CommandRefused(f"{self._text}: {text}: {_quote(whole)}")
+        return whole
+
+    async def dump(self, take: Take) -> None:
+        """`dump_cache`: give its text to `take`, piece by piece, as it comes. `take` must be quick.
+
+        Unbound writes it in the thread that answers clients, and waits for whoever reads. Raises `ResolverGone` and
+        `ResolverError` as `command` does, and what `take` raises.
+        """
+        await self._run("dump_cache", b"", take, DUMP_TIMEOUT)
+
+    async def _run(self, text: str, body: bytes, take: Take, seconds: float) -> None:
         request = MAGIC + text.encode("ascii") + b"\n" + body
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(seconds):
                 with self._socket() as link:
                     if self._context is None:
-                        reply = await _exchange(link, self._address, request)
+                        await _exchange(link, self._address, request, take)
                     else:
                         await asyncio.get_running_loop().sock_connect(link, self._address)
-                        reply = await _exchange_tls(link, request, self._context, self._pin)
+                        await _exchange_tls(link, request, self._context, self._pin, take)
         except (ConnectionRefusedError, FileNotFoundError) as error:
             raise ResolverGone(f"{self._text}: {text}: {_reason(error)}") from error
         except ConnectionError as error:
             raise CommandRefused(f"{self._text}: {text}: {_reason(error)}") from error
         except (OSError, ValueError) as error:  # TimeoutError and every ssl error among them
             raise ResolverError(f"{self._text}: {text}: {_reason(error)}") from error
-        if not reply:
-            raise CommandRefused(f"{self._text}: {text}: the resolver closed the connection without an answer")
-        if reply.startswith(b"error"):
-            raise CommandRefused(f"{self._text}: {text}: {_quote(reply)}")
-        return reply
 
     def _socket(self) -> socket.socket:
         link = socket.socket(self._family, socket.SOCK_STREAM)
         link.settimeout(0)
         link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         return link
+
+
+class _Collector:
+    """Keeps a short reply whole."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def take(self, data: bytes) -> None:
+        self.data += data
+        if len(self.data) > MAX_REPLY:
+            raise ValueError("the reply is too long")
 
 
 def _parse(control: str) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
@@ -187,21 +238,17 @@ def _no_password() -> str:
     raise ValueError("the key is encrypted")  # else OpenSSL asks on the terminal
 
 
-async def _exchange(link: socket.socket, address: str | tuple[str, int], request: bytes) -> bytes:
+async def _exchange(link: socket.socket, address: str | tuple[str, int], request: bytes, take: Take) -> None:
     loop = asyncio.get_running_loop()
     link.connect(address)  # a unix socket connects at once, or fails
     sent = link.send(request)
     if sent < len(request):
         await loop.sock_sendall(link, request[sent:])
-    reply = bytearray()
     while data := await loop.sock_recv(link, READ_SIZE):
-        reply += data
-        if len(reply) > MAX_REPLY:
-            raise ValueError("the reply is too long")
-    return bytes(reply)
+        take(data)
 
 
-async def _exchange_tls(link: socket.socket, request: bytes, context: ssl.SSLContext, pin: bytes) -> bytes:
+async def _exchange_tls(link: socket.socket, request: bytes, context: ssl.SSLContext, pin: bytes, take: Take) -> None:
     loop = asyncio.get_running_loop()
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = context.wrap_bio(incoming, outgoing, server_hostname=SERVER_NAME)
@@ -217,7 +264,6 @@ async def _exchange_tls(link: socket.socket, request: bytes, context: ssl.SSLCon
         raise ValueError("the server shows another certificate than server_cert")
     tls.write(request)
     await loop.sock_sendall(link, outgoing.read())
-    reply = bytearray()
     while True:
         try:
             data = tls.read(READ_SIZE)
@@ -228,10 +274,7 @@ async def _exchange_tls(link: socket.socket, request: bytes, context: ssl.SSLCon
             break
         if not data:
             break
-        reply += data
-        if len(reply) > MAX_REPLY:
-            raise ValueError("the reply is too long")
-    return bytes(reply)
+        take(data)
 
 
 def _feed(incoming: ssl.MemoryBIO, data: bytes) -> None:
