@@ -150,7 +150,7 @@ def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
         ("node: a\nsources:\n  s: {listen: x}\n", "f:3:3: sources.s.type: is required"),
         (
             "node: a\nsources: {s: {type: dnstab}}\n",
-            "f:2:21: sources.s.type: is not one of dnstap, stream, file (did you mean dnstap?)",
+            "f:2:21: sources.s.type: is not one of dnstap, stream, file, unbound-cache (did you mean dnstap?)",
         ),
         (
             "node: a\nsources: {s: {type: dnstap, listn: x}}\n",
