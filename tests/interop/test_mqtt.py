@@ -53,7 +53,7 @@ async def running(*nodes: Node) -> AsyncIterator[None]:
             async with running(*nodes[1:]):
                 yield
         else:
-            await until(lambda: nodes[0]["connected"] == 1)
+            await until(lambda: nodes[0]["connections"] == 1)
             yield
 
 
@@ -85,7 +85,7 @@ async def test_mosquitto_carries_messages_of_version_5_as_they_should_be(mosquit
     with Client(mosquitto.port) as watcher:
         watcher.subscribe("cachebus/#")
         async with running(one, two):
-            await until(lambda: two["connected"] == 1)
+            await until(lambda: two["connections"] == 1)
             one.transport.send(b"from one")
             two.transport.send(b"from two")
             await until(lambda: one.has(b"from two", "two") and two.has(b"from one", "one"))
@@ -153,11 +153,11 @@ async def test_a_stream_resumes_after_the_broker_was_killed(mosquitto: Mosquitto
     async with running(one, two):
         await reach(one, two, "one")
         mosquitto.kill()
-        await until(lambda: not (one["connected"] or two["connected"]))
+        await until(lambda: not (one["connections"] or two["connections"]))
         one.transport.send(b"while it was away")
         assert one["queued"] == 1
         await asyncio.sleep(1.0)  # attempts fail and their distance grows
-        assert one["connect_failures"] >= 1
+        assert one["failed_connects"] >= 1
         await asyncio.to_thread(mosquitto.start)
         back = time.monotonic()
         two.inbox.clear()
@@ -206,8 +206,8 @@ async def test_a_password_is_asked_for(farm: Path) -> None:
             Node("three", url, password="open sesame"),
         )
         async with wrong.transport, none.transport, running(right):
-            await until(lambda: wrong["connect_failures"] >= 1 and none["connect_failures"] >= 1)
-            assert (wrong["connected"], none["connected"]) == (0, 0)
+            await until(lambda: wrong["failed_connects"] >= 1 and none["failed_connects"] >= 1)
+            assert (wrong["connections"], none["connections"]) == (0, 0)
 
 
 async def test_two_bridged_brokers_are_one(farm: Path) -> None:
@@ -316,8 +316,8 @@ async def test_a_broker_that_cannot_prove_who_it_is_gets_nothing(guarded: Mosqui
     unknown = Node("one", guarded.url())  # the system's authorities
     async with stranger.transport, renamed.transport, unknown.transport:
         for node in (stranger, renamed, unknown):
-            await until(lambda: node["connect_failures"] >= 1)  # noqa: B023
-            assert node["connected"] == 0
+            await until(lambda: node["failed_connects"] >= 1)  # noqa: B023
+            assert node["connections"] == 0
 
 
 async def test_without_a_certificate_of_ours_the_broker_lets_nobody_in(guarded: Mosquitto, certificates: Path) -> None:
@@ -331,8 +331,8 @@ async def test_without_a_certificate_of_ours_the_broker_lets_nobody_in(guarded: 
     )
     async with nameless.transport, foreign.transport:
         for node in (nameless, foreign):
-            await until(lambda: node["connect_failures"] >= 1)  # noqa: B023
-            assert node["connected"] == 0
+            await until(lambda: node["failed_connects"] >= 1)  # noqa: B023
+            assert node["connections"] == 0
 
 
 async def test_what_keygen_makes_serves_a_broker_and_its_nodes(farm: Path) -> None:

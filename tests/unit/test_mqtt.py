@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import logging
 import struct
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from cachebus_transports import mqtt, mqtt_link, mqtt_session
+from cachebus_transports import mqtt, mqtt_link, mqtt_lookup, mqtt_session
 from cachebus_transports.mqtt import MqttTransport
 from cachebus_transports.mqtt_link import MAX_PACKET, Link
 from cachebus_transports.mqtt_options import MqttOptions, node_of, parse_options
@@ -66,6 +67,8 @@ def test_a_url_says_where_and_as_whom() -> None:
         ("mqtt://127.0.0.1:65536", {}, "is not mqtt://"),
         ("mqtt://[::1", {}, "is not mqtt://"),
         ("mqtt://a b", {}, "no host"),
+        ("mqtt://a..b", {}, "no host"),
+        (f"mqtt://{'a' * 64}.example", {}, "no host"),
         ("mqtt://127.0.0.1?x=1", {}, "takes no"),
         ("mqtt://u:hunter2@127.0.0.1", {}, "holds a password"),
         ("mqtt://127.0.0.1/other", {}, "names the cluster"),
@@ -430,7 +433,7 @@ def test_paho_still_lets_its_connection_be_made_for_it() -> None:
 
 async def test_version_5_is_tried_first_and_stays() -> None:
     async with connected(Broker(accept), will=b"gone") as (transport, _):
-        await until(lambda: transport.statistics()["connected"] == 1)
+        await until(lambda: transport.statistics()["connections"] == 1)
         assert transport.statistics()["protocol"] == 5
 
 
@@ -442,9 +445,9 @@ async def test_version_5_is_tried_first_and_stays() -> None:
 async def test_a_broker_without_version_5_is_asked_with_3_1_1_at_once(refusal: bytes | None) -> None:
     broker = Broker(lambda version: refusal if version == 5 else accept(version))
     async with connected(broker, qos=1) as (transport, _):
-        await until(lambda: transport.statistics()["connected"] == 1)
+        await until(lambda: transport.statistics()["connections"] == 1)
         assert broker.versions == [5, 4]
-        assert (transport.statistics()["protocol"], transport.statistics()["connect_failures"]) == (4, 0)
+        assert (transport.statistics()["protocol"], transport.statistics()["failed_connects"]) == (4, 0)
         transport.send(b"payload")
         await until(lambda: bool(broker.received))
         assert broker.received[0] == (0x32, b"\0\x14cachebus/home/v1/one\0\x02payload")
@@ -456,7 +459,7 @@ async def test_a_refusal_is_no_reason_to_try_another_version(caplog: pytest.LogC
     broker = Broker(lambda version: packet(0x20, b"\0\x87" + bytes([len(reason)]) + reason))
     with caplog.at_level(logging.WARNING):
         async with connected(broker, username="alice", password="hunter2") as (transport, _):
-            await until(lambda: transport.statistics()["connect_failures"] >= 2)
+            await until(lambda: transport.statistics()["failed_connects"] >= 2)
             assert set(broker.versions) == {5}
     assert len(caplog.records) == 1, "the same failure is told once"
     assert "Not authorized: go? away" in caplog.text
@@ -468,7 +471,7 @@ async def test_the_brokers_word_on_sizes_and_numbers_is_kept() -> None:
     limits = b"\x27\0\0\0\xc8" + b"\x21\0\x02"
     broker = Broker(lambda version: accept(version, limits))
     async with connected(broker, qos=1) as (transport, _):
-        await until(lambda: transport.statistics()["connected"] == 1)
+        await until(lambda: transport.statistics()["connections"] == 1)
         for data in (bytes(200), b"1", b"2", b"3"):
             transport.send(data)
         await until(lambda: len(broker.received) == 2)
@@ -485,7 +488,7 @@ async def test_the_brokers_word_on_sizes_and_numbers_is_kept() -> None:
 async def test_maximum_qos_0_is_kept_and_the_will_is_of_qos_0() -> None:
     broker = Broker(lambda version: accept(version, b"\x24\0"))
     async with connected(broker, qos=1, will=b"gone") as (transport, _):
-        await until(lambda: transport.statistics()["connected"] == 1)
+        await until(lambda: transport.statistics()["connections"] == 1)
         transport.send(b"data")
         await until(lambda: bool(broker.received))
         assert broker.received[0][0] == 0x30
@@ -545,7 +548,7 @@ async def test_a_broker_that_takes_no_acknowledgements_is_left(monkeypatch: pyte
     monkeypatch.setattr(mqtt_session, "MAX_UNWRITTEN", 3)
     broker = Broker(accept)
     async with connected(broker) as (transport, inbox):
-        await until(lambda: transport.statistics()["connected"] == 1)
+        await until(lambda: transport.statistics()["connections"] == 1)
         session = transport._session
         assert session is not None
         session.link.pause_writing()
@@ -579,7 +582,7 @@ async def test_without_a_broker_messages_wait_and_flush_gives_up(monkeypatch: py
         transport.send(b"data")
         await asyncio.wait_for(transport.flush(), 1.0)
         shown = transport.statistics()
-        assert (shown["queued"], shown["connected"], shown["protocol"], shown["sent"]) == (1, 0, 0, 0)
+        assert (shown["queued"], shown["connections"], shown["protocol"], shown["sent"]) == (1, 0, 0, 0)
     assert transport.statistics()["dropped"] == 1
 
 
@@ -593,19 +596,75 @@ async def test_it_stops_at_once_whatever_it_waits_for(answer: bytes | None) -> N
     assert time.monotonic() - started < 2.0
 
 
+def resolving(monkeypatch: pytest.MonkeyPatch, find: Callable[[str], list[str]]) -> None:
+    """Let `find` stand in for the system's resolver."""
+
+    def getaddrinfo(host: str, port: int, **more: object) -> list[object]:
+        return [(0, 0, 0, "", (address, port)) for address in find(host)]
+
+    monkeypatch.setattr(mqtt_lookup.socket, "getaddrinfo", getaddrinfo)
+
+
 async def test_a_name_is_resolved_at_each_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name with a dead address first: the next attempt takes the next one."""
+    asked: list[str] = []
+
+    def find(host: str) -> list[str]:
+        asked.append(host)
+        return ["127.0.0.2", "127.0.0.1"]
+
     async with Broker(accept) as broker:
-        loop = asyncio.get_running_loop()
-        asked: list[str] = []
-
-        async def getaddrinfo(host: str, port: int, **more: object) -> list[object]:
-            asked.append(host)
-            return [(0, 0, 0, "", ("127.0.0.2", port)), (0, 0, 0, "", ("127.0.0.1", port))]
-
-        monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+        resolving(monkeypatch, find)
         transport = MqttTransport(settings(f"mqtt://broker.test:{broker.port}"), lambda data, sender: None)
         async with transport:
-            await until(lambda: transport.statistics()["connected"] == 1)
+            await until(lambda: transport.statistics()["connections"] == 1)
             assert asked == ["broker.test", "broker.test"]
-            assert transport.statistics()["connect_failures"] == 1
+            assert transport.statistics()["failed_connects"] == 1
+
+
+async def test_a_resolver_that_is_down_is_asked_once_and_delays_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mqtt, "CONNECT_TIMEOUT", 0.02)
+    monkeypatch.setattr(mqtt, "MAX_DELAY", 0.02)
+    answer = threading.Event()
+    asked: list[str] = []
+
+    def find(host: str) -> list[str]:
+        asked.append(host)
+        assert answer.wait(DEADLINE)
+        return ["127.0.0.1"]
+
+    resolving(monkeypatch, find)
+    async with Broker(accept) as broker:
+        transport = MqttTransport(settings(f"mqtt://broker.test:{broker.port}"), lambda data, sender: None)
+        async with transport:
+            await until(lambda: transport.statistics()["failed_connects"] >= 3)
+            assert asked == ["broker.test"]
+            monkeypatch.setattr(mqtt, "CONNECT_TIMEOUT", DEADLINE)
+            answer.set()
+            await until(lambda: transport.statistics()["connections"] == 1)
+        answer.clear()
+        async with MqttTransport(settings(f"mqtt://broker.test:{broker.port}"), lambda data, sender: None):
+            await until(lambda: len(asked) == 2)
+            began = time.monotonic()
+        await asyncio.get_running_loop().shutdown_default_executor()
+        assert time.monotonic() - began < 1.0, "the end waited for the resolver"
+        answer.set()
+
+
+async def test_a_broker_that_is_away_is_reported_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whichever of the addresses of its name is tried."""
+    monkeypatch.setattr(mqtt, "MAX_DELAY", 0.01)
+    monkeypatch.setattr(mqtt, "MIN_DELAY", 0.01)
+    resolving(monkeypatch, lambda host: ["127.0.0.1", "127.0.0.2"])
+    async with MqttTransport(settings("mqtt://localhost:1"), lambda data, sender: None) as transport:
+        await until(lambda: transport.statistics()["failed_connects"] >= 6)
+    assert caplog.messages == ["transport wan: cannot connect to localhost:1: Connection refused"]
+
+
+async def test_a_broker_that_hangs_up_after_its_welcome_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    broker = Broker(lambda version: accept(version) + packet(0xE0, b"\x87\0"))
+    async with connected(broker) as (transport, _):
+        await until(lambda: transport.statistics()["failed_connects"] >= 1)
+    assert "Not authorized" in caplog.text

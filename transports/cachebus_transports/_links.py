@@ -24,6 +24,7 @@ from cachebus.errors import ConfigError, FrameError, TransportError
 from cachebus.ports import Framing, Receive, Sender, Tls, TransportSettings
 from cachebus_transports._address import Address, parse_endpoint
 from cachebus_transports._stream import MAX_QUEUE_BYTES, MAX_ZSTD_LEVEL, MIN_ZSTD_LEVEL, ZSTD_LEVEL, Deliver, Outbox
+from cachebus_transports._words import shown, why
 
 CONNECT_TIMEOUT = 2.5
 """Seconds for TCP's part of connecting: one repetition of a lost SYN (after 1 s) has time to be answered."""
@@ -376,19 +377,6 @@ class StreamTransport:
         for address in () if not insecure else (*peers, *(() if self.listen is None else (self.listen,))):
             if not ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
                 raise ConfigError(f"insecure: only between loopback addresses, and {shown(address)} is none; use `tls`")
-
-
-def shown(address: Address) -> str:
-    """An address as it stands in the configuration."""
-    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
-
-
-def why(error: Exception) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return error.verify_message
-    if isinstance(error, TimeoutError) and not str(error):
-        return "no answer in time"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 def _flag(settings: TransportSettings, name: str) -> bool:

@@ -7,8 +7,8 @@ the broker's word, and only the codec's MAC proves anything.
 MQTT 5 is tried first at each connection. A broker that does not know it, by its word or by closing the connection
 without one, is asked again with 3.1.1.
 
-The broker's host may be a name. It is resolved by the system at each connection, beside the event loop. That may be
-the very resolver that this node feeds: an address does not depend on it.
+The broker's host may be a name. It is resolved by the system at each connection, beside the event loop (`mqtt_lookup`).
+That may be the very resolver that this node feeds: an address does not depend on it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import contextlib
 import logging
 import math
 import random
-import socket
 import ssl
+from collections import deque
 from types import TracebackType
 from typing import Self
 
@@ -27,7 +27,9 @@ from paho.mqtt.enums import MQTTProtocolVersion
 
 from cachebus.errors import CachebusError
 from cachebus.ports import Receive, TransportSettings
+from cachebus_transports._words import why
 from cachebus_transports.mqtt_link import Link
+from cachebus_transports.mqtt_lookup import Lookup
 from cachebus_transports.mqtt_options import node_of, parse_options
 from cachebus_transports.mqtt_outbox import Outbox, Waiting
 from cachebus_transports.mqtt_session import EXPIRY, End, Events, Session
@@ -50,6 +52,8 @@ BURST = 256 * 1024
 """Bytes published in one turn of the event loop."""
 MAX_NODES = 1024
 """Senders whose topics are remembered as right; those of more are read anew each time."""
+_SAID = 8
+"""Last warnings, none of which is repeated until a connection has lasted."""
 _POLL = 0.005
 """Seconds between two looks of `flush`, which is called when a node ends."""
 
@@ -68,7 +72,7 @@ _COUNTERS = (
     "unexpected",
     "connects",
     "reconnects",
-    "connect_failures",
+    "failed_connects",
 )
 
 _log = logging.getLogger(__name__)
@@ -92,7 +96,8 @@ class MqttTransport:
         self._task: asyncio.Task[None] | None = None
         self._pumping = False
         self._counters = dict.fromkeys(_COUNTERS, 0)
-        self._said = ""
+        self._said: deque[str] = deque(maxlen=_SAID)
+        self._lookup = Lookup(self._options.host, self._options.port)
 
     async def __aenter__(self) -> Self:
         self._context()
@@ -138,7 +143,8 @@ class MqttTransport:
         room, or because the transport was not running; `expired`: waited too long for the broker; `oversize`: more
         than the largest message, ours or the broker's, in either direction; `retained`, `own`, `unexpected`: received
         and not handed on, as they were retained, came from ourselves, or on a topic that is no node's.
-        `connected` is 1 or 0, `protocol` 5 or 4 (3.1.1), 0 while not connected; `queued` and `queued_bytes` wait.
+        `connects`: the first connection, `reconnects`: those after it, `failed_connects`: attempts without one.
+        `connections` is 1 or 0, `protocol` 5 or 4 (3.1.1), 0 while not connected; `queued` and `queue_bytes` wait.
         """
         session = self._session
         return self._counters | {
@@ -146,9 +152,9 @@ class MqttTransport:
             "expired": self._outbox.expired,
             "oversize": self._counters["oversize"] + (0 if session is None else session.link.oversize),
             "queued": len(self._outbox),
-            "queued_bytes": self._outbox.bytes,
+            "queue_bytes": self._outbox.bytes,
             "in_flight": len(self._under_way),
-            "connected": int(session is not None),
+            "connections": int(session is not None),
             "protocol": 0 if session is None else int(session.version),
         }
 
@@ -249,13 +255,13 @@ class MqttTransport:
             if end is None:
                 await self._serve(session)
                 end = End.LOST
-            elif end is End.REFUSED or version is not MQTTProtocolVersion.MQTTv5:
+            elif end is not End.UNSUPPORTED or version is not MQTTProtocolVersion.MQTTv5:
                 self._fail(session.reason or "the connection was closed without a word")
         except TimeoutError:
             self._fail(f"no answer within {CONNECT_TIMEOUT:g} s")
             end = End.LOST
         except (OSError, CachebusError) as error:  # those of TLS are of OSError
-            self._fail(str(error) or type(error).__name__)
+            self._fail(why(error))
             end = End.LOST
         finally:
             self._counters["oversize"] += session.link.oversize
@@ -267,8 +273,8 @@ class MqttTransport:
         loop = asyncio.get_running_loop()
         host = options.host
         if not options.literal:
-            found = await loop.getaddrinfo(host, options.port, type=socket.SOCK_STREAM)
-            host = str(found[attempt % len(found)][4][0])
+            found = await self._lookup.addresses()
+            host = found[attempt % len(found)]
         name = options.host if options.secure else None
         await loop.create_connection(lambda: link, host, options.port, ssl=self._context(), server_hostname=name)
 
@@ -296,18 +302,18 @@ class MqttTransport:
                 self._outbox.put_back(tuple(self._under_way.values()))
                 self._under_way.clear()
         if self._now() - started >= STABLE:
-            self._said = ""
+            self._said.clear()
         if self._task is not None:
             self._warn(f"lost {options.shown}: {session.reason or 'the connection ended'}")
 
     def _fail(self, reason: str) -> None:
-        self._counters["connect_failures"] += 1
+        self._counters["failed_connects"] += 1
         self._warn(f"cannot connect to {self._options.shown}: {reason}")
 
     def _warn(self, text: str) -> None:
         """Log what is new: a broker that stays away, or goes each time for the same reason, is reported once."""
-        if text != self._said:
-            self._said = text
+        if text not in self._said:
+            self._said.append(text)
             _log.warning("transport %s: %s", self._options.name, text)
 
     def _now(self) -> float:

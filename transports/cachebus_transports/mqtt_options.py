@@ -31,7 +31,8 @@ QUALITIES = (0, 1)
 """Levels of QoS. 2 costs four packets a message for what the envelope's sequence number does already."""
 
 _LABEL = re.compile(r"[a-z0-9-]{1,63}")
-_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}")
+_HOST = re.compile(r"(?=.{1,254}\Z)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+"""A host name; with other labels the system's resolver would raise rather than answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,9 +48,9 @@ from cachebus_transports._links import (
     TURN,
     Link,
     StreamTransport,
-    shown,
 )
 from cachebus_transports._stream import SUBSCRIBE, Incoming, Outbox, Outgoing
+from cachebus_transports._words import shown
 
 ALPN = "cachebus"
 """Application protocol of the connections (RFC 7301): QUIC demands one."""

@@ -33,10 +33,9 @@ from cachebus_transports._links import (
     TURN,
     Link,
     StreamTransport,
-    shown,
-    why,
 )
 from cachebus_transports._stream import SUBSCRIBE, Incoming, Outbox, Outgoing
+from cachebus_transports._words import shown, why
 
 MAX_HANDSHAKES = 128
 """Unfinished handshakes at a time, of whomever; some 100 KiB each."""
