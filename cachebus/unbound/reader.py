@@ -21,7 +21,7 @@ import dns.rdatatype
 
 from cachebus.errors import FrameError, MessageError
 from cachebus.presentation import name_from_text, type_from_text
-from cachebus.wire.message import CD, IN, OPCODE, QR, RA, RCODE, TC
+from cachebus.wire.message import CD, IN, MAX_TTL, OPCODE, QR, RA, RCODE, TC
 
 MAX_LINE = 131_072
 """Bytes of a line: twice what Unbound, which prints into a buffer of 65,552 bytes, can write."""
@@ -278,7 +278,7 @@ def to_message(entry: Entry, elapsed: float) -> bytes:
         raise MessageError(f"not a question: {error}") from error
     records: list[bytes] = []
     for rrset in entry.rrsets:
-        ttl = rrset.ttl - max(int(elapsed), 0)
+        ttl = min(rrset.ttl, MAX_TTL) - max(int(elapsed), 0)
         if ttl <= 0:
             raise MessageError("nothing is left of its TTL")
         records += [_record(line, ttl) for line in rrset.lines]

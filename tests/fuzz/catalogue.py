@@ -19,6 +19,7 @@ from tests.fuzz import (
     streams,
     text,
     unbound,
+    warm,
 )
 from tests.fuzz.harness import Target
 
@@ -38,6 +39,7 @@ TARGETS: dict[str, type[Target[Any]]] = {
         shim,
         streams,
         unbound,
+        warm,
         admin,
     )
     for target in module.TARGETS
