@@ -1,7 +1,7 @@
-"""`cachebus bench`: what a transport costs and carries, beside its floor and beside dnspython, in the same run.
+"""`cachebus bench`: what each transport costs and carries, beside its floor and beside dnspython, in the same run.
 
-Decides what is asked for and how the figures are shown. What they hold is written in `bench_peers`, how they are taken
-in `bench_run`, the rows beside cachebus in `bench_rows`, the traffic in `bench_trace`.
+Decides what is asked for and in which order it is shown. What there is to measure is in `bench_lanes`, what the figures
+hold in `bench_peers`, how they are taken in `bench_run`, how they are shown in `bench_table` and `bench_report`.
 """
 
 from __future__ import annotations
@@ -9,29 +9,35 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
 
 import click
 
-from cachebus.cli.bench_peers import Job, Row
-from cachebus.cli.bench_run import Measured, measure
+from cachebus.cli.bench_lanes import Lane, Missing, lanes
+from cachebus.cli.bench_report import check_report, write_report
+from cachebus.cli.bench_run import Template, measure
+from cachebus.cli.bench_table import Result, shape, table
 from cachebus.cli.common import json_option, print_json
-from cachebus.cli.version import compiled
+from cachebus.errors import CachebusError, TransportUnavailable
 from cachebus.registry import load_transport
 
-CODECS = {"udp": "dns"}
-"""Transports that can be measured, with their codec."""
 ANSWERS = 20_000
-"""Default: some seconds for all rounds."""
+"""Default: some seconds for each transport."""
 MIN_ANSWERS, MAX_ANSWERS = 1000, 1_000_000
 """Fewer would measure the clock; more need gigabytes for the trace."""
+MAX_SUBSCRIBERS = 64
+"""A process each."""
 LATENCY_RATE = 5000.0
 """Answers per second while latency is measured."""
 
 
 @click.command()
 @click.option(
-    "--transport", "transports", multiple=True, metavar="NAME", help="Measure only this one; may be repeated."
+    "--transport",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Measure only this one: `tcp` is every line of it, `tcp+zstd` the one; may be repeated.",
 )
 @click.option(
     "--answers",
@@ -40,94 +46,63 @@ LATENCY_RATE = 5000.0
     show_default=True,
     help="Length of the trace.",
 )
+@click.option(
+    "--subscribers",
+    type=click.IntRange(1, MAX_SUBSCRIBERS),
+    default=1,
+    show_default=True,
+    help="Processes that receive.",
+)
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write a page with plots there too; needs the extra `bench`.",
+)
 @json_option
-def bench(transports: tuple[str, ...], answers: int, as_json: bool) -> None:
+def bench(names: tuple[str, ...], answers: int, subscribers: int, report: Path | None, *, as_json: bool) -> None:
     """Measure transports on this machine, over loopback, beside their floor and beside dnspython.
 
-    CPU is in microseconds per answer, the kernel's part included. The floor is a bare uvloop endpoint with one HMAC per
-    datagram; the dnspython row verifies and composes as its documentation advises. All get the same bytes.
+    CPU is in microseconds per answer, the kernel's part included. The floor is the same bytes through the transport's
+    bare library, with one HMAC per message; what else is in each figure is in docs/benchmarks.md.
     """
-    chosen = tuple(dict.fromkeys(transports)) or tuple(CODECS)
-    for name in chosen:
-        load_transport(name)
-        if name not in CODECS:
-            raise click.UsageError(f"transport {name} cannot be measured; those that can: {', '.join(CODECS)}")
-    for name in chosen:
-        job = Job(transport=name, answers=answers, rate=LATENCY_RATE, secret=secrets.token_bytes(32))
-        progress = _progress(name)
+    if report is not None:
+        check_report()
+    template = Template(answers=answers, rate=LATENCY_RATE, secret=secrets.token_bytes(32), subscribers=subscribers)
+    results: list[Result] = []
+    complete = True
+    for lane in _chosen(names):
+        progress = _progress(lane.name)
         try:
-            measured = measure(job, progress)
+            load_transport(lane.transport)
+            measured = measure(lane, template, progress)
+        except CachebusError as error:
+            progress("")
+            click.echo(f"{lane.name}: not measured: {error}", err=True)
+            complete = complete and isinstance(error, Missing | TransportUnavailable) and not names
+            continue
         finally:
             progress("")
-        result = shape(name, measured)
+        results.append(shape(lane, template, measured))
         if as_json:
-            print_json(result)
-        else:
-            click.echo(table(result))
+            print_json(results[-1])
+    if results and not as_json:
+        click.echo(table(results))
+    if results and report is not None:
+        write_report(report, results)
+    if not results or not complete:
+        raise SystemExit(1)
 
 
-def shape(transport: str, measured: Measured) -> dict[str, Any]:
-    """The object of `--json`. `lost`: of the `overload_sent` answers sent back to back."""
-    medians = {row: figures.medians for row, figures in measured.rows.items()}
-    own_send, own_receive = medians[Row.CACHEBUS]
-    floor_send, floor_receive = medians[Row.FLOOR]
-    slow_send, slow_receive = medians[Row.DNSPYTHON]
-    seconds = measured.flood.seconds
-    return {
-        "transport": transport,
-        "codec": CODECS[transport],
-        "compiled": compiled(),
-        "answers_per_second": round(measured.flood.datagrams / seconds) if seconds else 0,
-        "send_cpu_us": round(own_send, 2),
-        "receive_cpu_us": round(own_receive, 2),
-        "bytes_per_answer": round(measured.bytes_per_answer, 1),
-        "latency_ms": {
-            "p50": round(1000 * _percentile(measured.latencies, 50), 3),
-            "p99": round(1000 * _percentile(measured.latencies, 99), 3),
-        },
-        "lost": measured.flood_sent - measured.flood.datagrams,
-        "overload_sent": measured.flood_sent,
-        "latency_lost": measured.unarrived,
-        "floor": {"send_cpu_us": round(floor_send, 2), "receive_cpu_us": round(floor_receive, 2)},
-        "dnspython": {"send_cpu_us": round(slow_send, 2), "receive_cpu_us": round(slow_receive, 2)},
-        "receive_times_floor": round(own_receive / floor_receive, 2),
-        "receive_times_less_than_dnspython": round(slow_receive / own_receive, 1),
-        "send_times_floor": round(own_send / floor_send, 2),
-        "send_times_less_than_dnspython": round(slow_send / own_send, 1),
-    }
-
-
-def table(result: dict[str, Any]) -> str:
-    """The same for people."""
-    floor, slow = result["floor"], result["dnspython"]
-    latency = result["latency_ms"]
-    lost = f"{result['lost']} of {result['overload_sent']}"
-    rows = [
-        ("", "send", "receive"),
-        ("cachebus", f"{result['send_cpu_us']:.2f}", f"{result['receive_cpu_us']:.2f}"),
-        ("floor", f"{floor['send_cpu_us']:.2f}", f"{floor['receive_cpu_us']:.2f}"),
-        ("dnspython", f"{slow['send_cpu_us']:.2f}", f"{slow['receive_cpu_us']:.2f}"),
-        ("times the floor", f"{result['send_times_floor']:.2f}", f"{result['receive_times_floor']:.2f}"),
-        (
-            "dnspython takes",
-            f"{result['send_times_less_than_dnspython']:.1f} x",
-            f"{result['receive_times_less_than_dnspython']:.1f} x",
-        ),
-    ]
-    build = "compiled" if result["compiled"] else "pure Python"
-    lines = [f"{result['transport']} with codec {result['codec']}, {build}, CPU microseconds per answer"]
-    lines += [f"  {name:16}{send:>10}{receive:>10}" for name, send, receive in rows]
-    lines += [
-        f"  bytes per answer      {result['bytes_per_answer']:.1f}",
-        f"  latency at {LATENCY_RATE:.0f}/s    p50 {latency['p50']:.3f} ms, p99 {latency['p99']:.3f} ms",
-        f"  sent back to back     {result['answers_per_second']} answers/s taken, {lost} lost",
-    ]
-    return "\n".join(lines)
-
-
-def _percentile(ascending: Sequence[float], percent: int) -> float:
-    """The value that `percent` of all do not exceed (nearest rank)."""
-    return ascending[max(0, -(-len(ascending) * percent // 100) - 1)]
+def _chosen(names: Sequence[str]) -> list[Lane]:
+    found = lanes()
+    if not names:
+        return list(found)
+    for name in names:
+        if not any(name in (lane.name, lane.transport) for lane in found):
+            load_transport(name)  # one that is not installed is told apart from one that cannot be measured
+            known = ", ".join(lane.name for lane in found)
+            raise click.UsageError(f"transport {name} cannot be measured; those that can: {known}")
+    return [lane for lane in found if lane.name in names or lane.transport in names]
 
 
 def _progress(name: str) -> Callable[[str], None]:

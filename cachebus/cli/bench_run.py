@@ -1,7 +1,7 @@
 """The course of one measurement: which row has its turn when, and how often.
 
-Decides nothing about what a figure holds (`bench_peers`) or how it is shown (`bench`). The trace is cut into rounds. In
-each, the same datagrams go to every row, turn by turn in bursts, so that whatever else the machine does meets all rows
+Decides nothing about what a figure holds (`bench_peers`) or how it is shown (`bench_table`). The trace is cut into
+rounds. In each, the same messages go to every row, turn by turn, so that whatever else the machine does meets all rows
 alike; the figure of a row is the median of its rounds.
 """
 
@@ -9,55 +9,69 @@ from __future__ import annotations
 
 import multiprocessing
 import statistics
-from collections.abc import Callable, Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from cachebus.cli.bench_peers import Job, Order, Ready, Received, Row, Sent, receive, send
+from cachebus.cli.bench_lanes import HOST, BenchError, Lane, surroundings
+from cachebus.cli.bench_peers import Job, Order, Received, Row, Sent, Take
+from cachebus.cli.bench_receiver import receive
+from cachebus.cli.bench_sender import send
+from cachebus.cli.demo_cluster import free_ports
 from cachebus.errors import CachebusError
 
 ROUNDS = 5
 """Enough for a median that one disturbed round does not move."""
+BURST_OCTETS = 6 * 1024 * 1024
+"""Socket buffer that a burst of datagrams may fill: three quarters of what the transport asks for by default, as the
+kernel doubles what it grants and charges its own structures to it."""
+DATAGRAM_COST = 2304
+"""Bytes of receive buffer that Linux charges for a datagram of up to 1232 bytes, its own structures included."""
 BURST = 2000
-"""Datagrams of one turn: some milliseconds of work; fewer where the socket buffer is small."""
+"""Datagrams of one turn: some milliseconds of work."""
+BURST_BATCHED = 20_000
+"""Answers of one turn where many go in a message: so small a cost of each takes more of them to be seen."""
 DNSPYTHON_SHARE = 20
 """dnspython gets one answer in so many: it needs that much longer for each."""
+MAX_DISTINCT = 10_000
+"""Answers of the all-distinct trace, of which only the bytes are of interest."""
 MAX_LATENCY_ANSWERS = 10_000
 """Two seconds at the usual rate."""
 PATIENCE = 120.0
 """Seconds to wait for an answer of a process before the run is given up."""
-
-
-class BenchError(CachebusError):
-    """Raised when a process of the measurement dies, hangs or does not receive what it must."""
+JOIN = 15.0
+"""Seconds in which the processes have to find each other over the transport."""
 
 
 @dataclass(slots=True)
 class Cost:
     """CPU of one row on one side, over one round."""
 
-    datagrams: int = 0
+    answers: int = 0
     cpu: float = 0.0
 
-    def add(self, datagrams: int, cpu: float) -> None:
+    def add(self, answers: int, cpu: float) -> None:
         """One burst more; `cpu` in seconds."""
-        self.datagrams += datagrams
+        self.answers += answers
         self.cpu += cpu
 
 
 @dataclass(slots=True)
 class Figures:
-    """CPU microseconds per datagram of one row, a figure for each round."""
+    """CPU microseconds per answer of one row, a figure for each round."""
 
     send: list[float] = field(default_factory=list)
     receive: list[float] = field(default_factory=list)
 
     def close_round(self, sending: Cost, receiving: Cost) -> None:
         """Add a round's figures."""
-        self.send.append(1e6 * sending.cpu / sending.datagrams)
-        self.receive.append(1e6 * receiving.cpu / receiving.datagrams)
+        self.send.append(1e6 * sending.cpu / max(1, sending.answers))
+        self.receive.append(1e6 * receiving.cpu / max(1, receiving.answers))
 
     @property
     def medians(self) -> tuple[float, float]:
@@ -65,21 +79,35 @@ class Figures:
         return statistics.median(self.send), statistics.median(self.receive)
 
 
+class Flood(NamedTuple):
+    """What became of messages sent back to back."""
+
+    sent: int
+    """Answers, to each subscriber."""
+    lost: int
+    """Answers that did not arrive, of all subscribers."""
+    per_second: float
+    """Answers that the median subscriber took."""
+
+
 class Measured(NamedTuple):
     """All that a run found."""
 
     rows: dict[Row, Figures]
     bytes_per_answer: float
+    bytes_distinct: float
+    """Per answer of a trace without any repeated."""
     latencies: list[float]
-    """Seconds, in ascending order."""
+    """Seconds, in ascending order, of all subscribers."""
     unarrived: int
     """Answers of the latency run that did not arrive."""
-    flood_sent: int
-    flood: Received
+    flood: Flood
+    memory: tuple[int, int]
+    """Bytes by which the sending process and a receiving one grew over the rounds."""
 
 
 class _Peer(NamedTuple):
-    """One of the two processes."""
+    """One of the processes."""
 
     name: str
     pipe: Connection
@@ -103,41 +131,82 @@ class _Peer(NamedTuple):
         return said
 
 
-def measure(job: Job, progress: Callable[[str], None]) -> Measured:
-    """Measure one transport. `progress` hears what comes next. Raises `BenchError`."""
-    with _peers(job) as (receiver, sender, ready):
-        run = _Run(receiver, sender, min(BURST, ready.burst))
-        for number in range(ROUNDS):
-            progress(f"round {number + 1} of {ROUNDS}")
-            run.round(job.answers * number // ROUNDS, job.answers * (number + 1) // ROUNDS)
-        progress(f"latency at {job.rate:.0f} answers per second")
-        latencies, unarrived = run.latency(min(job.answers, MAX_LATENCY_ANSWERS))
-        progress("overload")
-        flood_sent, flood = run.overload(job.answers)
-        return Measured(run.rows, run.octets / run.datagrams, latencies, unarrived, flood_sent, flood)
+def measure(lane: Lane, template: Template, progress: Callable[[str], None]) -> Measured:
+    """Measure one transport. `progress` hears what comes next. Raises `BenchError`, or what a process met."""
+    with tempfile.TemporaryDirectory(prefix="cachebus-bench-") as name:
+        directory = Path(name)
+        progress("starting")
+        job = template.job(lane, directory)
+        with surroundings(lane, job.plan, directory), _peers(job) as (receivers, sender):
+            run = _Run(job, receivers, sender)
+            run.join()
+            for number in range(ROUNDS):
+                progress(f"round {number + 1} of {ROUNDS}")
+                run.round(job.answers * number // ROUNDS, job.answers * (number + 1) // ROUNDS)
+            progress("bytes of distinct answers")
+            distinct = run.distinct(min(job.answers, MAX_DISTINCT))
+            progress(f"latency at {job.rate:.0f} answers per second")
+            latencies, unarrived = run.latency(min(job.answers, MAX_LATENCY_ANSWERS))
+            progress("overload")
+            flood = run.overload(job.answers)
+            return Measured(
+                run.rows,
+                run.octets / max(1, run.answers),
+                distinct,
+                latencies,
+                unarrived,
+                flood,
+                (run.memory[0], run.memory[1]),
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """What all measurements of a run have in common."""
+
+    answers: int
+    rate: float
+    secret: bytes
+    subscribers: int = 1
+
+    def job(self, lane: Lane, directory: Path) -> Job:
+        """What the processes of one measurement have to know."""
+        (port,) = free_ports(1)
+        return Job(
+            codec=lane.codec,
+            plan=lane.plan(lane, self.subscribers, directory),
+            bare=lane.bare,
+            datagrams=lane.datagrams,
+            dnspython=f"{HOST}:{port}",
+            answers=self.answers,
+            rate=self.rate,
+            secret=self.secret,
+        )
 
 
 @contextmanager
-def _peers(job: Job) -> Iterator[tuple[_Peer, _Peer, Ready]]:
+def _peers(job: Job) -> Iterator[tuple[list[_Peer], _Peer]]:
     # Spawned, not forked: each process has its own memory from the start, and nothing of the command line's.
     context = multiprocessing.get_context("spawn")
     processes = []
+    peers: list[_Peer] = []
 
-    def start(name: str, body: Callable[..., None], *arguments: object) -> _Peer:
+    def start(name: str, body: Callable[..., None], *arguments: object) -> None:
         ours, theirs = context.Pipe()
         process = context.Process(target=body, args=(theirs, job, *arguments), name=name, daemon=True)
         process.start()
         theirs.close()
         processes.append(process)
-        return _Peer(name, ours)
+        peers.append(_Peer(name, ours))
 
-    peers = []
     try:
-        peers.append(start("receiving", receive))
-        ready = peers[0].answer()
-        peers.append(start("sending", send, ready.ports))
-        peers[1].answer()
-        yield peers[0], peers[1], ready
+        for number in range(len(job.plan.receivers)):
+            start("receiving", receive, number)
+        for peer in peers:
+            peer.answer()
+        start("sending", send)
+        peers[-1].answer()
+        yield peers[:-1], peers[-1]
         for peer in peers:
             peer.tell(None)
     finally:
@@ -151,75 +220,132 @@ def _peers(job: Job) -> Iterator[tuple[_Peer, _Peer, Ready]]:
 
 
 class _Run:
-    """Tells the two processes what to do."""
+    """Tells the processes what to do."""
 
-    def __init__(self, receiver: _Peer, sender: _Peer, burst: int) -> None:
-        self._receiver = receiver
+    def __init__(self, job: Job, receivers: Sequence[_Peer], sender: _Peer) -> None:
+        self._job = job
+        self._receivers = receivers
         self._sender = sender
-        self._burst = burst
-        self.rows = {row: Figures() for row in (Row.CACHEBUS, Row.FLOOR, Row.DNSPYTHON)}
-        self.octets = self.datagrams = 0
+        self._burst = min(BURST, BURST_OCTETS // DATAGRAM_COST) if job.datagrams else BURST_BATCHED
+        rows = [Row.CACHEBUS, Row.FLOOR, Row.DNSPYTHON] if job.bare else [Row.CACHEBUS, Row.DNSPYTHON]
+        self.rows = {row: Figures() for row in rows}
+        self.octets = self.answers = 0
+        self.memory = [0, 0]
+
+    def join(self) -> None:
+        """Wait until everybody is reached, over the transport and over the bare library. Raises `BenchError`."""
+        for row in (Row.SINK, Row.FLOOR) if self._job.bare else (Row.SINK,):
+            end = time.monotonic() + JOIN
+            while not all(received.messages for received in self._take(row, 1, Order.PROBE)[1]):
+                if time.monotonic() > end:
+                    raise BenchError(f"no message of row {row.value} arrives")
+        for row in self.rows:
+            if row is not Row.DNSPYTHON:
+                self._settle(Row.SINK if row is Row.CACHEBUS else row)
+
+    def _settle(self, row: Row) -> None:
+        for peer in self._receivers:
+            peer.tell(Take(row, None, waiting=True))
+        for peer in self._receivers:
+            peer.answer()
 
     def round(self, first: int, last: int) -> None:
         """One round over a part of the trace."""
         sending = {row: Cost() for row in self.rows}
         receiving = {row: Cost() for row in self.rows}
-        turns = [(Order.REPEAT, Row.CACHEBUS), (Order.FLOOR, Row.FLOOR)]
+        turns = [(Order.REPEAT, Row.CACHEBUS)]
+        if self._job.bare:
+            turns.append((Order.FLOOR, Row.FLOOR))
         for begin in range(first, last, self._burst):
             end = min(begin + self._burst, last)
             composed = self._order(Order.COMPOSE, begin, end)
-            self.octets += composed.octets
-            self.datagrams += composed.datagrams
             for order, row in turns:
-                sent = self._order(order, begin, end)
-                if row is Row.FLOOR:
-                    sending[row].add(sent.datagrams, sent.cpu)
-                self._drain(row, sent.datagrams, receiving[row])
+                sent, received = self._take(row, composed.messages, order)
+                self._check(row, sent, received)
+                receiving[row].add(sent.answers * len(received), sum(one.cpu for one in received))
+                if row is Row.CACHEBUS:
+                    self.octets += sent.octets
+                    self.answers += sent.answers
+                    self.memory[1] += max(one.memory for one in received)
+                else:
+                    sending[row].add(sent.answers, sent.cpu)
             turns.reverse()
-            self._send_to_sink(Order.PUBLISH, begin, end, sending[Row.CACHEBUS])
-        few = first + max(1, min(self._burst, (last - first) // DNSPYTHON_SHARE))
-        self._order(Order.COMPOSE, first, few)
-        sent = self._order(Order.AGAIN, first, few)
-        self._drain(Row.DNSPYTHON, sent.datagrams, receiving[Row.DNSPYTHON])
-        self._send_to_sink(Order.DNSPYTHON, first, few, sending[Row.DNSPYTHON])
+            sent, _ = self._take(Row.SINK, None, Order.PUBLISH, begin, end)
+            sending[Row.CACHEBUS].add(sent.answers, sent.cpu)
+            self.memory[0] += sent.memory
+        self._dnspython(first, last, sending[Row.DNSPYTHON], receiving[Row.DNSPYTHON])
         for row, figures in self.rows.items():
             figures.close_round(sending[row], receiving[row])
 
+    def _dnspython(self, first: int, last: int, sending: Cost, receiving: Cost) -> None:
+        few = first + max(1, min(BURST, (last - first) // DNSPYTHON_SHARE))
+        one = self._receivers[:1]
+        sent, received = self._take(Row.DNSPYTHON, few - first, Order.AGAIN, first, few, peers=one)
+        self._check(Row.DNSPYTHON, sent, received)
+        receiving.add(sent.answers, received[0].cpu)
+        sent, _ = self._take(Row.DNSPYTHON, few - first, Order.DNSPYTHON, first, few, peers=one)
+        sending.add(sent.answers, sent.cpu)
+
+    def distinct(self, count: int) -> float:
+        """Bytes per answer where none is like another."""
+        sent, _ = self._take(Row.SINK, None, Order.DISTINCT, 0, count)
+        return sent.octets / max(1, sent.answers)
+
     def latency(self, count: int) -> tuple[list[float], int]:
         """Seconds for each answer that arrived, ascending, and how many did not."""
-        self._receiver.tell((Row.TIMED, None))
-        sent = self._order(Order.PACED, 0, count)
-        received = self._receiver.answer()
-        found = [
-            received.arrivals[data] - given for data, given in sent.departures.items() if data in received.arrivals
-        ]
+        sent, received = self._take(Row.TIMED, None, Order.PACED, 0, count)
+        given = sent.departures
+        found = [one.arrivals[key] - at for one in received for key, at in given.items() if key in one.arrivals]
         if not found:
             raise BenchError("no answer of the latency run arrived")
-        return sorted(found), len(sent.departures) - len(found)
+        return sorted(found), len(given) * len(received) - len(found)
 
-    def overload(self, count: int) -> tuple[int, Received]:
-        """How many datagrams were sent back to back, and what the receiver took of them."""
-        self._order(Order.COMPOSE, 0, count)
-        self._receiver.tell((Row.CACHEBUS, None))
-        sent = self._order(Order.REPEAT, 0, count)
-        received: Received = self._receiver.answer()
-        return sent.datagrams, received
+    def overload(self, count: int) -> Flood:
+        """What becomes of the whole trace when it is sent back to back."""
+        composed = self._order(Order.COMPOSE, 0, count)
+        sent, received = self._take(Row.CACHEBUS, composed.messages, Order.REPEAT, early=True)
+        arrived = [min(one.arrived, sent.answers) for one in received]
+        rates = [one / took.seconds for one, took in zip(arrived, received, strict=True) if took.seconds]
+        lost = sent.answers * len(received) - sum(arrived)
+        return Flood(sent.answers, lost, statistics.median(rates) if rates else 0.0)
 
-    def _send_to_sink(self, order: Order, first: int, last: int, cost: Cost) -> None:
-        sent = self._order(order, first, last)
-        cost.add(sent.datagrams, sent.cpu)
-        self._drain(Row.SINK, sent.datagrams, Cost())
+    def _take(
+        self,
+        row: Row,
+        wanted: int | None,
+        order: Order,
+        first: int = 0,
+        last: int = 0,
+        *,
+        early: bool = False,
+        peers: Sequence[_Peer] = (),
+    ) -> tuple[Sent, list[Received]]:
+        """Let the sender follow an order, and the receivers (`peers`: only these) take on a row what comes of it.
 
-    def _drain(self, row: Row, count: int, cost: Cost) -> None:
-        self._receiver.tell((row, count))
-        received: Received = self._receiver.answer()
-        if received.datagrams < count:
-            raise BenchError(f"row {row.value} received {received.datagrams} of {count} datagrams that waited for it")
-        if row is Row.CACHEBUS and not received.accepted:
-            raise BenchError("the subscriber accepted none of the answers")
-        cost.add(received.datagrams, received.cpu)
+        Where the messages are datagrams and their number is known, they wait in the socket when the clock starts,
+        unless they are to be taken as they come (`early`).
+        """
+        peers = peers or self._receivers
+        if self._job.datagrams and wanted is not None and not early and order is not Order.PROBE:
+            sent = self._order(order, first, last)
+            for peer in peers:
+                peer.tell(Take(row, sent.messages, waiting=True))
+        else:
+            for peer in peers:
+                peer.tell(Take(row, wanted))
+            for peer in peers:
+                peer.answer()
+            sent = self._order(order, first, last)
+        return sent, [peer.answer() for peer in peers]
 
-    def _order(self, order: Order, first: int, last: int) -> Sent:
+    def _check(self, row: Row, sent: Sent, received: Sequence[Received]) -> None:
+        for one in received:
+            if one.messages < sent.messages:
+                raise BenchError(f"row {row.value} received {one.messages} of {sent.messages} messages")
+            if row is Row.CACHEBUS and not one.accepted:
+                raise BenchError("the subscriber accepted none of the answers")
+
+    def _order(self, order: Order, first: int = 0, last: int = 0) -> Sent:
         self._sender.tell((order, first, last))
         sent: Sent = self._sender.answer()
         return sent

@@ -19,6 +19,8 @@ from cachebus.wire.message import pack
 from cachebus.wire.name import label_count
 
 SEED = 20261101
+SENDER = "sender"
+"""Node that learned the answers, unless told otherwise."""
 SIGNED_SHARE = 0.2
 """Answers with RRSIGs, about what resolvers see of signed zones."""
 ZIPF_EXPONENT = 0.8
@@ -45,10 +47,15 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _Key = TypeVar("_Key")
 
 
-def trace(count: int, now: float, *, origin: str = "bench") -> list[Answer]:
-    """`count` answers in the order of arrival, all learned at `now`. Equal but for the times, whenever it is made."""
+def trace(count: int, now: float, *, origin: str = SENDER, distinct: bool = False) -> list[Answer]:
+    """`count` answers in the order of arrival, all learned at `now`. Equal but for the times, whenever it is made.
+
+    `distinct`: each of another name, none more popular than others.
+    """
     rng = random.Random(SEED)
     names = range(count * UNIVERSE)
+    if distinct:
+        return [_Maker(name, now, origin).answer() for name in rng.sample(names, count)]
     weights = list(accumulate((name + 1) ** -ZIPF_EXPONENT for name in names))
     made: dict[int, Answer] = {}
     answers = []
