@@ -19,14 +19,15 @@ Status = Mapping[str, Any]
 
 STAGES = {"sources": "source", "transports": "transport", "sinks": "sink"}
 """Section of the status to the label that names its parts."""
-SINGLE = ("share", "shim")
+SINGLE = ("share", "shim", "snapshot")
 """Sections of the status that are one part each; its name is its stage too."""
 CACHE_GAUGES = frozenset({"entries", "bytes"})
 GAUGES = frozenset(
     {
-        "clock_offset", "connections", "finished", "in_flight", "pending", "pending_bytes", "queued",
-        "receive_buffer_bytes", "receive_queue_bytes", "refill_queued", "refilling", "send_buffer_bytes",
-        "tcp_open", "up",
+        "clock_offset", "connected", "connections", "finished", "gaps", "held", "in_flight", "interface_up", "origins",
+        "pending", "pending_bytes", "policy_differs", "protocol", "queue_bytes", "queued", "queued_bytes",
+        "receive_buffer_bytes", "receive_queue_bytes", "refill_queued", "refilling", "send_buffer_bytes", "serving",
+        "subscribers", "tcp_open", "topics", "up",
     }
 )  # fmt: skip
 """Numbers that go up and down; every other one only counts up."""
@@ -56,6 +57,7 @@ class NodeCollector(Collector):
         yield GaugeMetricFamily("cachebus_uptime_seconds", "Seconds since the start.", status.get("uptime", 0.0))
         yield from _flat("cachebus_cache", "of the cache", status.get("cache", {}), CACHE_GAUGES)
         yield from _flat("cachebus_shim", "of the shim", status.get("shim", {}), GAUGES)
+        yield from _flat("cachebus_snapshot", "of copies of the cache", status.get("snapshot", {}), GAUGES)
         yield from _flat("cachebus_share", "by the share policy and the publisher", status.get("share", {}), GAUGES)
         yield from _refused(status)
         yield from _dropped(status)

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from cachebus import __version__, assembly, links
 from cachebus import config as configuration
-from cachebus.admin.reports import lookup_report, status_report, why_report
+from cachebus.admin.reports import lookup_report, peers_report, status_report, why_report
 from cachebus.admin.server import AdminServer
 from cachebus.admin.view import Report
 from cachebus.answer import Answer
@@ -368,6 +368,8 @@ class Node:
             version=__version__,
         )
         shared = {reason.value: count for reason, count in publisher.refused.items()}
+        if peers := peers_report(parts.codecs):
+            report["peers"] = peers
         copies = parts.snapshots.statistics()
         if any(copies.values()):
             report["snapshot"] = {**copies, "refused": dict(parts.snapshots.refused)}

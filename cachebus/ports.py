@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from cachebus.answer import Answer, Refusal
 from cachebus.filters.verdict import Verdict as Verdict  # the word of `Judge`, defined where the judges are
@@ -99,6 +99,18 @@ class Framing(Protocol):
         ...
 
 
+class PeerPresence(NamedTuple):
+    """What is known of one origin on one transport."""
+
+    stream: int
+    heard: float
+    """When its last message came: seconds since the epoch; 0.0 when it is only remembered from a previous run."""
+    policy_agrees: bool | None
+    """Whether its last hello carried our policy hash; None before the first."""
+    gone: bool
+    """It said, or a broker for it, that its stream has ended."""
+
+
 class Codec(Protocol):
     """Answers to authenticated bytes and back. Pure: `now` is an argument."""
 
@@ -129,6 +141,10 @@ class Codec(Protocol):
 
     def counters(self) -> Mapping[str, int]:
         """What only the codec sees, as `gaps`, by snake_case name. Refusals are not among it: they are given."""
+        ...
+
+    def presence(self) -> Mapping[str, PeerPresence]:
+        """What is known of each origin, by name; empty where messages do not name theirs."""
         ...
 
     def inherit(self, previous: Any) -> None:

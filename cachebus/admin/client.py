@@ -73,7 +73,7 @@ def give_copy(path: str, into: BinaryIO, *, timeout: float = COPY_TIMEOUT) -> in
 
 
 def take_copy(path: str, out_of: BinaryIO, *, timeout: float = COPY_TIMEOUT) -> Any:
-    """Let a node merge a copy; its report. Raises `NodeUnreachable`, and `AdminRefused` when it says that it is none."""
+    """Let a node merge a copy; its report. Raises `NodeUnreachable`, and `AdminRefused` where it is none."""
     with _asked(path, timeout) as connection:
         connection.request("PUT", "/v1/snapshot", body=iter(lambda: out_of.read(PIECE), b""), encode_chunked=True,
                            headers={"Transfer-Encoding": "chunked"})  # fmt: skip

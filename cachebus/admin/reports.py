@@ -13,6 +13,7 @@ from cachebus.admin.view import Report
 from cachebus.answer import Refusal
 from cachebus.cache import Cache
 from cachebus.entry import Cached, Lookup
+from cachebus.ports import Codec
 from cachebus.presentation import TYPES, name_to_text, type_to_text
 from cachebus.wire.message import NXDOMAIN
 
@@ -21,6 +22,8 @@ Counters = Mapping[str, int | Mapping[Refusal, int] | Mapping[str, int]]
 
 TRANSPORT_COUNTERS = ("sent", "received", "accepted", "refused", "dropped", "gaps")
 """What the contract shows of every transport, also while it is 0."""
+MAX_PEERS = 1000
+"""Origins shown of one transport, those heard last: more than a cluster has."""
 MAX_HISTORY = 1000
 """Events shown of one name."""
 _NEVER_HELD = frozenset({41, 249, 250, 251, 252, 255})
@@ -54,6 +57,18 @@ def status_report(
     if version:
         report["version"] = version
     return report
+
+
+def peers_report(codecs: Mapping[str, Codec]) -> dict[str, Any]:
+    """By transport and origin: when it was heard last, whether it left, and whether its policy is ours."""
+    return {
+        name: {
+            origin: {"heard": round(known.heard, 3), "gone": known.gone, "policy_agrees": known.policy_agrees}
+            for origin, known in sorted(presence.items(), key=lambda item: -item[1].heard)[:MAX_PEERS]
+        }
+        for name, codec in codecs.items()
+        if (presence := codec.presence())
+    }
 
 
 def _transport(counters: Counters) -> dict[str, Any]:

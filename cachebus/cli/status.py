@@ -38,9 +38,18 @@ def describe(report: Mapping[str, Any]) -> Iterator[str]:
     for section, word in (("sources", "source"), ("transports", "transport"), ("sinks", "sink")):
         for name, counters in report.get(section, {}).items():
             yield from _part(f"{word} {name}", counters)
-    for section in ("share", "shim"):
+    for name, peers in report.get("peers", {}).items():
+        yield f"peers on {name}: " + ", ".join(f"{origin}{_peer(known)}" for origin, known in peers.items())
+    for section in ("share", "shim", "snapshot"):
         if section in report:
             yield from _part(section, report[section])
+
+
+def _peer(known: Mapping[str, Any]) -> str:
+    words = ["gone"] if known.get("gone") else []
+    if known.get("policy_agrees") is False:
+        words.append("another policy than ours")
+    return f" ({', '.join(words)})" if words else ""
 
 
 def _part(title: str, counters: Mapping[str, Any]) -> Iterator[str]:

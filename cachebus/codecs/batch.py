@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 from cachebus.answer import Answer, Evidence, Refusal
 from cachebus.codecs.form import Raw, split_names, take, usual_rrset
 from cachebus.codecs.offsets import ClockOffsets
 from cachebus.errors import ConfigError
 from cachebus.filters.chain import DEFAULT_MAX_TTL
-from cachebus.ports import Datagram, LeftOut
+from cachebus.ports import Datagram, LeftOut, PeerPresence
 from cachebus.wire.batch import (
     MAX_ENVELOPE,
     MAX_ITEMS,
@@ -53,6 +53,7 @@ _new: Final = tuple.__new__
 
 _NONE: Final[list[bytes]] = []
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchCodecSettings:
     """How one transport speaks codec `batch`."""
@@ -75,17 +76,6 @@ class BatchCodecSettings:
     zstd: bool = False
     policy_hash: str = ""
     """Hash of the settings that the draft wants alike in a network; hellos carry it. Empty: not said, not compared."""
-
-
-class PeerPresence(NamedTuple):
-    """What is known of one origin on this transport, for `status`."""
-
-    stream: int
-    heard: float
-    """When its last envelope came: seconds since the epoch; 0.0 when it is only remembered from a previous run."""
-    policy_agrees: bool | None
-    """Whether its last hello carried our policy hash; None before the first."""
-    gone: bool
 
 
 class BatchCodec:
@@ -323,12 +313,13 @@ class BatchCodec:
         settings = self._settings
         transport, signer, origin = settings.transport, key.text, body.origin
         levels, max_ttl, infrastructure = self._levels[key.name], settings.max_ttl, settings.infrastructure
-        time_ms, now_ms, add = body.time_ms, int(now * 1000), answers.append
+        now_ms, add = int(now * 1000), answers.append
+        sent_ms = min(body.time_ms, now_ms)  # an age is by one clock: a sender's that is ahead takes nothing off it
         at_name = at_row = at_rdata = 0
         for meta, count, qtype, age in heads:
             qname = names[at_name]
             at_name += 1
-            learned_ms = min(time_ms - age, now_ms)
+            learned_ms = sent_ms - age
             evidence = levels[meta]
             if count == 1 and evidence is not None:
                 rrtype, ttl, records, signatures, named = rows[at_row]

@@ -18,7 +18,7 @@ from cachebus.codecs.form import check, split_names, take, usual_rrset
 from cachebus.codecs.offsets import ClockOffsets
 from cachebus.errors import ConfigError, FrameError
 from cachebus.filters.chain import DEFAULT_MAX_TTL
-from cachebus.ports import Datagram, LeftOut, Sender
+from cachebus.ports import Datagram, LeftOut, PeerPresence, Sender
 from cachebus.wire.cdns import MAX_BLOCK_ITEMS, VALIDATING
 from cachebus.wire.cdns_read import BusBlock, read_bus_block
 from cachebus.wire.cdns_stream import CdnsFraming, PreambleReader
@@ -71,17 +71,6 @@ class CdnsCodecSettings:
     """What is taken is a copy of a cache: answers of any origin, our own too, that were learned at any time."""
     policy_hash: str = ""
     """Hash of the settings that the draft wants alike in a network; hellos carry it. Empty: not said, not compared."""
-
-
-class PeerPresence(NamedTuple):
-    """What is known of one origin on this transport, for `status`."""
-
-    stream: int
-    heard: float
-    """When its last block came: seconds since the epoch; 0.0 when it is only remembered from a previous run."""
-    policy_agrees: bool | None
-    """Whether its last hello carried our policy hash; None before the first."""
-    gone: bool
 
 
 class _Sender(NamedTuple):
@@ -311,8 +300,9 @@ class CdnsCodec:
         transport, max_ttl, infrastructure = settings.transport, settings.max_ttl, settings.infrastructure
         levels, signer, earliest, names = known.levels, known.signer, block.earliest, block.names
         proven = split_names(b"".join(names)) == names
+        ahead = max(0.0, block.head.sent / 1000 - now)  # ages are by the sender's clock, and so none gets smaller
         for meta, claims, offset, qname, qtype, raw in block.items:
-            learned = (earliest + offset) / ticks
+            learned = (earliest + offset) / ticks - ahead
             if learned > now:
                 learned = now
             level = levels[meta] if 0 <= meta < len(levels) else Refusal.MALFORMED

@@ -18,7 +18,7 @@ from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.errors import MessageError
 from cachebus.filters.chain import DEFAULT_MAX_TTL, assemble
 from cachebus.filters.edns import refusal_in
-from cachebus.ports import Datagram, LeftOut, Sender
+from cachebus.ports import Datagram, LeftOut, PeerPresence, Sender
 from cachebus.wire import rrtypes
 from cachebus.wire.message import AA, AD, CD, QR, cname_target, compose, parse
 from cachebus.wire.name import is_at_or_below
@@ -95,6 +95,10 @@ class DnsCodec:
         """Take over what the codec that this one replaces has seen, so that a reload opens no way for replays."""
         self._verifier.inherit(previous._verifier)
         self._peers = previous._peers
+
+    def presence(self) -> Mapping[str, PeerPresence]:
+        """Nothing: a message names no origin."""
+        return {}
 
     def state(self) -> Mapping[str, int]:
         """Nothing: a message of before the start is refused by its time."""

@@ -176,7 +176,9 @@ def test_what_a_learns_b_has_once_and_a_kill_needs_no_operator(bed: Bed) -> None
     assert after["accepted"] - before["accepted"] == ANSWERS
     assert after["refused"] == before["refused"], "nothing came twice, nothing was wrong"
     if bed.codec in NUMBERED:
-        assert (after["gaps"], after["duplicates"]) == (0, 0)
+        assert (after["gaps"], after["duplicates"], after["policy_differs"]) == (0, 0, 0)
+        known = bed.b.status()["peers"]["link"]["a"]
+        assert known["gone"] is False
 
     bed.b.kill()
     bed.learn(1)
