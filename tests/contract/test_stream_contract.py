@@ -136,7 +136,7 @@ BEDS: dict[str, Callable[[Path], TransportBed]] = {
     "cleartext-ipv4": lambda directory: bed_of("127.0.0.1", None, insecure=True),
     "cleartext-ipv6-zstd": lambda directory: bed_of("::1", None, insecure=True, zstd=True),
     "tls": lambda directory: bed_of("127.0.0.1", with_certificates(directory)),
-    "tls-zstd": lambda directory: bed_of("127.0.0.1", with_certificates(directory), zstd=5),
+    "tls-zstd": lambda directory: bed_of("127.0.0.1", with_certificates(directory), zstd=True),
     "quic": lambda directory: quic_bed("127.0.0.1", with_certificates(directory)),
 }
 

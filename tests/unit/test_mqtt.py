@@ -16,7 +16,6 @@ from cachebus_transports import mqtt, mqtt_link, mqtt_lookup, mqtt_session
 from cachebus_transports.mqtt import MqttTransport
 from cachebus_transports.mqtt_link import MAX_PACKET, Link
 from cachebus_transports.mqtt_options import MqttOptions, node_of, parse_options
-from cachebus_transports.mqtt_outbox import Outbox, Waiting
 from cachebus_transports.mqtt_packet import decode_publish
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,38 +114,6 @@ def test_a_topic_is_a_nodes_or_nobodys() -> None:
 
 
 # The queue
-
-
-def test_the_queue_keeps_order_and_drops_the_oldest() -> None:
-    outbox = Outbox(messages=3, size=10, age=60)
-    for data in (b"1", b"2", b"3", b"4"):
-        outbox.put(data, 0)
-    assert (len(outbox), outbox.bytes, outbox.dropped) == (3, 3, 1)
-    outbox.put(b"x" * 9, 0)
-    assert (len(outbox), outbox.bytes, outbox.dropped) == (2, 10, 3)
-    first = outbox.take(0)
-    assert first is not None
-    assert first.data == b"4"
-    outbox.put_back([first])
-    assert [outbox.take(0), outbox.take(0), outbox.take(0)] == [first, (0, b"x" * 9), None]
-    assert outbox.bytes == 0
-
-
-def test_what_waited_too_long_is_not_sent() -> None:
-    outbox = Outbox(age=60)
-    outbox.put(b"old", 0)
-    outbox.put(b"young", 1)
-    taken = outbox.take(60.5)
-    assert taken is not None
-    assert (taken.data, outbox.expired) == (b"young", 1)
-
-
-def test_what_was_under_way_is_the_first_to_go_when_there_is_no_room_for_it() -> None:
-    outbox = Outbox(messages=2)
-    outbox.put(b"2", 2)
-    outbox.put(b"3", 3)
-    outbox.put_back([Waiting(0, b"0"), Waiting(1, b"1")])
-    assert [outbox.take(4), outbox.take(4), outbox.dropped] == [(2, b"2"), (3, b"3"), 2]
 
 
 # One packet

@@ -284,6 +284,12 @@ class TestCounting:
             assert transport.statistics()["send_errors"] == 1
             assert transport.statistics()["sent"] == 0
 
+    async def test_what_no_datagram_holds_is_oversize(self) -> None:
+        async with UdpTransport(settings(None, "127.0.0.1:5390"), ignore) as transport:
+            transport.send(bytes(65508))
+            counted = transport.statistics()
+            assert (counted["oversize"], counted["send_errors"], counted["sent"]) == (1, 0, 0)
+
     async def test_a_full_socket_buffer_drops(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Full:
             def sendto(self, data: bytes, address: object) -> int:

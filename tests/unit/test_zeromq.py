@@ -190,7 +190,7 @@ class TestCurve:
             reader = plain(zmq.SUB)
             reader.set(zmq.SUBSCRIBE, b"")
             reader.connect(publisher.endpoints[0])
-            await until(lambda: publisher.statistics()["handshake_failures"] > 0)
+            await until(lambda: publisher.statistics()["failed_handshakes"] > 0)
             publisher.send(b"secret")
             assert publisher.statistics()["connects"] == 0
 
@@ -216,7 +216,7 @@ class TestSending:
         received: list[bytes] = []
         async with ZeromqTransport(settings(bind=["tcp://127.0.0.1:0"]), ignore) as publisher:
             publisher.send(b"early")
-            assert publisher.statistics()["held"] == 1
+            assert publisher.statistics()["queued"] == 1
             peer = settings(connect=list(publisher.endpoints))
             async with ZeromqTransport(peer, lambda data, sender: received.append(data)):
                 await publisher.flush()

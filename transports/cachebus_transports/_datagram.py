@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 import struct
@@ -55,7 +56,7 @@ class DatagramTransport(ABC):
         self._sending: list[socket.socket] = []
         self._endpoints: list[asyncio.DatagramTransport] = []
         self._routes: tuple[tuple[socket.socket, Address], ...] = ()
-        self._sent = self._sent_bytes = self._dropped = self._send_errors = 0
+        self._sent = self._sent_bytes = self._dropped = self._oversize = self._send_errors = 0
         self._earlier_drops = 0
         self._running = False
 
@@ -104,8 +105,11 @@ class DatagramTransport(ABC):
                 route.sendto(data, address)
             except BlockingIOError:
                 self._dropped += 1
-            except OSError:
-                self._send_errors += 1
+            except OSError as error:
+                if error.errno == errno.EMSGSIZE:
+                    self._oversize += 1
+                else:
+                    self._send_errors += 1
             else:
                 self._sent += 1
                 self._sent_bytes += len(data)
@@ -116,10 +120,11 @@ class DatagramTransport(ABC):
     def statistics(self) -> dict[str, int]:
         """Counters since it was made, in datagrams (one per destination) and bytes of payload, and gauges.
 
-        `dropped`: not sent, because the socket buffer was full or the transport not running; `send_errors`: refused by
-        the kernel (no route, too large, filtered); `unknown_peer`: came from an address that is not wanted;
-        `kernel_drops`: came, but the receive buffer was full. `*_buffer_bytes`: what the kernel granted, which is twice
-        what was asked for, as it counts its own overhead; `receive_queue_bytes`: waiting in the kernel to be read.
+        `dropped`: not sent, because the socket buffer was full or the transport not running; `oversize`: more than a
+        datagram holds; `send_errors`: refused by the kernel (no route, filtered); `unknown_peer`: came from an address
+        that is not wanted; `kernel_drops`: came, but the receive buffer was full. `*_buffer_bytes`: what the kernel
+        granted, which is twice what was asked for, as it counts its own overhead; `receive_queue_bytes`: waiting in the
+        kernel to be read.
         """
         receiving = [memory(listening) for listening in self._listening]
         every = receiving + [memory(sending) for sending in self._sending]
@@ -127,6 +132,7 @@ class DatagramTransport(ABC):
             "sent": self._sent,
             "sent_bytes": self._sent_bytes,
             "dropped": self._dropped,
+            "oversize": self._oversize,
             "send_errors": self._send_errors,
             "received": self._inbox.received,
             "received_bytes": self._inbox.received_bytes,

@@ -23,7 +23,8 @@ from typing import ClassVar, Protocol, Self
 from cachebus.errors import ConfigError, FrameError, TransportError
 from cachebus.ports import Framing, Receive, Sender, Tls, TransportSettings
 from cachebus_transports._address import Address, parse_endpoint
-from cachebus_transports._stream import MAX_QUEUE_BYTES, MAX_ZSTD_LEVEL, MIN_ZSTD_LEVEL, ZSTD_LEVEL, Deliver, Outbox
+from cachebus_transports._outbox import Outbox, Waiting
+from cachebus_transports._stream import Deliver
 from cachebus_transports._words import shown, why
 
 CONNECT_TIMEOUT = 2.5
@@ -50,6 +51,12 @@ TURN = 128 * 1024
 """Bytes of frames given to a connection per turn of the event loop, so that no peer delays another."""
 MAX_BUFFERED, MIN_BUFFERED = 256 * 1024, 64 * 1024
 """Bytes in a connection's own buffer at which the queue waits, and at which it goes on."""
+MAX_QUEUE_BYTES = 16 * 1024 * 1024
+"""Of messages that wait for one peer: some 100,000 answers, or a second of the highest rate. Peers share the bytes."""
+MAX_QUEUE_MESSAGES = 65536
+"""Likewise: bounds what bookkeeping costs where messages are tiny."""
+MAX_QUEUE_AGE = 30.0
+"""Seconds that a message may wait for a peer. Receivers refuse envelopes after 60; the TTLs run on."""
 LOG_INTERVAL = 10.0
 """Seconds between two log lines about refused connections or broken streams; all are counted."""
 _POLL = 0.005
@@ -112,7 +119,7 @@ class StreamTransport:
     """What `tcp` and `quic` share; each says how a connection is opened and accepted.
 
     Settings: `listen` and `peers` as `ADDRESS:PORT` (literals, as in udp), `framing`, and `tls`, unless `insecure`.
-    Options: `zstd` (default false; true, or a level from 1 to 9) compresses what is sent, while what is received says
+    Options: `zstd` (default false) compresses what is sent, while what is received says
     itself what it is; `subscribe` (default false) asks each peer for its stream on the connection to it; `insecure`
     (default false) is cleartext, between loopback addresses only.
     """
@@ -135,17 +142,17 @@ class StreamTransport:
         if self.listen is None and not addresses:
             raise ConfigError(f"{self.KIND} needs `listen`, `peers` or both")
         self._check_security(settings, addresses)
-        self.level = _level(settings)
+        self.compressed = _flag(settings, "zstd")
         self.subscribe = _flag(settings, "subscribe")
         self.counters = Counters()
         self.accepted: dict[Link, str | None] = {}
         """Accepted connections and the names of their peers, oldest first."""
         self._receive = receive
-        self._peers = [_Peer(address, Outbox(self.QUEUE_BYTES)) for address in addresses]
+        self._peers = [_Peer(address, self._outbox()) for address in addresses]
         self._subscribers: dict[Link, Outbox] = {}
         self._outboxes: tuple[Outbox, ...] = ()
         self._dialling: list[asyncio.Task[None]] = []
-        self._dropped = 0
+        self._dropped = self._expired = 0
         self._running = False
         self._logged = float("-inf")
 
@@ -214,9 +221,9 @@ class StreamTransport:
         except FrameError:
             self.counters.oversize += 1
             return
-        now = asyncio.get_running_loop().time()
+        waiting = Waiting(asyncio.get_running_loop().time(), frame)
         for outbox in self._outboxes:
-            outbox.put((now, frame))
+            outbox.put(waiting)
 
     async def flush(self) -> None:
         """Wait until the queues and connections are empty, those of peers that are dead or do not read excepted.
@@ -232,9 +239,9 @@ class StreamTransport:
         """Counters since it was made, in messages (one per peer), streams or connections, and gauges.
 
         `sent`: given to a connection (and lost with it, if it breaks then); `sent_bytes`, `received_bytes`: what goes
-        over the link, framed and compressed, without TLS; `dropped`: found no room in a peer's queue, or waited too
-        long there, or was sent while not running; `oversize`: longer than the framing allows; `malformed`: streams
-        whose bytes broke their format, and were ended; `truncated`: streams that ended inside a message;
+        over the link, framed and compressed, without TLS; `dropped`: found no room in a peer's queue, or was sent
+        while not running; `expired`: waited too long in one; `oversize`: longer than the framing allows; `malformed`:
+        streams whose bytes broke their format, and were ended; `truncated`: streams that ended inside a message;
         `refused_connections`: beyond the bounds; `failed_handshakes`: no TLS, too old, or too slow;
         `refused_certificates`: of another authority, expired, or missing; `unknown_peer`: a good certificate, but no
         configured peer's; `refused_by_peer`: the peer ended TLS with an alert; `failed_connects`: nobody there;
@@ -245,6 +252,7 @@ class StreamTransport:
         return {
             **asdict(self.counters),
             "dropped": self._dropped + sum(outbox.dropped for outbox in outboxes),
+            "expired": self._expired + sum(outbox.expired for outbox in outboxes),
             "connections": sum(peer.link is not None for peer in self._peers) + len(self.accepted),
             "subscribers": len(self._subscribers),
             "queued": sum(len(outbox) for outbox in outboxes),
@@ -278,7 +286,7 @@ class StreamTransport:
 
     def subscribed(self, link: Link) -> Outbox:
         """Take note that an accepted connection wants our stream; gives what it is to send."""
-        outbox = self._subscribers[link] = Outbox(self.QUEUE_BYTES)
+        outbox = self._subscribers[link] = self._outbox()
         self._retarget()
         return outbox
 
@@ -288,6 +296,7 @@ class StreamTransport:
         if (outbox := self._subscribers.pop(link, None)) is not None:
             outbox.clear()
             self._dropped += outbox.dropped
+            self._expired += outbox.expired
             self._retarget()
 
     def identify(self, certificate: bytes | None) -> str:
@@ -360,6 +369,9 @@ class StreamTransport:
                 return True
         return any(len(outbox) or not link.drained for link, outbox in self._subscribers.items())
 
+    def _outbox(self) -> Outbox:
+        return Outbox(messages=MAX_QUEUE_MESSAGES, size=self.QUEUE_BYTES, age=MAX_QUEUE_AGE)
+
     def _retarget(self) -> None:
         self._outboxes = (*(peer.outbox for peer in self._peers), *self._subscribers.values())
 
@@ -383,13 +395,4 @@ def _flag(settings: TransportSettings, name: str) -> bool:
     value = settings.options.get(name, False)
     if not isinstance(value, bool):
         raise ConfigError(f"{name}: is true or false")
-    return value
-
-
-def _level(settings: TransportSettings) -> int | None:
-    value = settings.options.get("zstd", False)
-    if isinstance(value, bool):
-        return ZSTD_LEVEL if value else None
-    if not isinstance(value, int) or not MIN_ZSTD_LEVEL <= value <= MAX_ZSTD_LEVEL:
-        raise ConfigError(f"zstd: is true, false or a level from {MIN_ZSTD_LEVEL} to {MAX_ZSTD_LEVEL}")
     return value

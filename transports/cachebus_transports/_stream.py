@@ -1,7 +1,7 @@
-"""What goes over one stream link: the queue before it, the bytes on it, and what is made of received bytes.
+"""What goes over one stream link: the bytes that are sent, and what is made of received ones.
 
-Decides how much may wait for a peer, how messages become a stream (framing, compression), and what the first bytes of a
-received stream mean. Knows no socket and no event loop, hence serves tcp and quic alike.
+Decides how messages become a stream (framing, compression), and what the first bytes of a received stream mean. Knows
+no socket and no event loop, hence serves tcp and quic alike.
 
 A connection carries the stream of whoever opened it. It begins with SUBSCRIBE where that side also wants the other's
 stream on the same connection. A stream is what the codec's framing makes, bare or as one zstd frame (RFC 8878). Which
@@ -12,7 +12,6 @@ length that the length-prefixed form allows.
 from __future__ import annotations
 
 import sys
-from collections import deque
 from collections.abc import Callable
 
 from cachebus.errors import FrameError
@@ -28,15 +27,8 @@ SUBSCRIBE = b"CBSUB1\r\n"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 """First bytes of a zstd frame (RFC 8878 section 3.1.1)."""
 
-MAX_QUEUE_BYTES = 16 * 1024 * 1024
-"""Of frames that wait for one peer: some 100,000 answers, or a second of the highest rate. Peers share the bytes."""
-MAX_QUEUE_FRAMES = 65536
-"""Likewise: bounds what bookkeeping costs where frames are tiny."""
-MAX_QUEUE_AGE = 30.0
-"""Seconds that a frame may wait for a peer that is away. Receivers refuse envelopes after 60; the TTLs run on."""
-
-ZSTD_LEVEL, MIN_ZSTD_LEVEL, MAX_ZSTD_LEVEL = 3, 1, 9
-"""Of `zstd: true`, and the range: higher levels cost the sender ten times the work for a few per cent."""
+ZSTD_LEVEL = 3
+"""Of what is compressed: higher levels cost the sender ten times the work for a few per cent."""
 WINDOW_LOG = 21
 """Window of the streams, 2 MiB, sent and accepted (`zstd -3` writes no larger one): what a stream makes us hold."""
 PIECE = 64 * 1024
@@ -46,70 +38,16 @@ SLICE = 16 * 1024
 MAX_SLICE_YIELD = 16 * 1024 * 1024
 """1024 times their size: repeated answers compress to a hundredth, a bomb to a thirty-thousandth."""
 
-Frame = tuple[float, bytes]
-"""When a message was handed to `send` (event loop time), and how it stands in the stream."""
 Deliver = Callable[[bytes], None]
 """Takes one received message. Never raises."""
 
 
-class Outbox:
-    """What waits for one peer, bounded in frames, bytes and age; the oldest goes first, sent or dropped."""
-
-    def __init__(self, limit: int = MAX_QUEUE_BYTES) -> None:
-        """`limit`: bytes that may wait; the frame that comes last is kept even if it is longer."""
-        self._limit = limit
-        self._frames: deque[Frame] = deque()
-        self.bytes = 0
-        self.dropped = 0
-        """Frames that found no room, or waited too long."""
-        self.wake: Callable[[], None] | None = None
-        """Called when there is something to send; the connection of the moment sets it."""
-
-    def __len__(self) -> int:
-        """Frames that wait."""
-        return len(self._frames)
-
-    def put(self, frame: Frame) -> None:
-        """Take one frame; the oldest make room for it."""
-        self._frames.append(frame)
-        self.bytes += len(frame[1])
-        while (self.bytes > self._limit and len(self._frames) > 1) or len(self._frames) > MAX_QUEUE_FRAMES:
-            self._drop()
-        if self.wake is not None:
-            self.wake()
-
-    def take(self, limit: int) -> list[bytes]:
-        """The oldest frames, one at least if any waits, further ones as long as they are at most `limit` bytes."""
-        taken: list[bytes] = []
-        size = 0
-        while self._frames and (not taken or size + len(self._frames[0][1]) <= limit):
-            data = self._frames.popleft()[1]
-            size += len(data)
-            taken.append(data)
-        self.bytes -= size
-        return taken
-
-    def expire(self, now: float) -> None:
-        """Drop what has waited longer than `MAX_QUEUE_AGE`."""
-        while self._frames and self._frames[0][0] < now - MAX_QUEUE_AGE:
-            self._drop()
-
-    def clear(self) -> None:
-        """Drop everything."""
-        while self._frames:
-            self._drop()
-
-    def _drop(self) -> None:
-        self.bytes -= len(self._frames.popleft()[1])
-        self.dropped += 1
-
-
 class Outgoing:
-    """The bytes of one stream that we send: opening, frames, closing; one zstd frame around them if `level` says so."""
+    """The bytes of one stream that we send: opening, frames, closing; one zstd frame around them if `compressed`."""
 
-    def __init__(self, framing: Framing, level: int | None) -> None:
+    def __init__(self, framing: Framing, *, compressed: bool) -> None:
         self._framing = framing
-        self._compressor = None if level is None else _compressor(level)
+        self._compressor = _compressor() if compressed else None
 
     def open(self) -> bytes:
         """What the stream begins with."""
@@ -205,10 +143,10 @@ class Incoming:
             self._deliver(message)
 
 
-def _compressor(level: int) -> zstd.ZstdCompressor:
+def _compressor() -> zstd.ZstdCompressor:
     return zstd.ZstdCompressor(
         options={
-            zstd.CompressionParameter.compression_level: level,
+            zstd.CompressionParameter.compression_level: ZSTD_LEVEL,
             zstd.CompressionParameter.window_log: WINDOW_LOG,
         }
     )

@@ -265,7 +265,7 @@ class Links:
     def statistics(self) -> dict[str, int]:
         """Counts of links, with peers or a hub.
 
-        `connections` stand now; `connects` and `disconnects` so far; `handshake_failures`: what never became one, among
+        `connections` stand now; `connects` and `disconnects` so far; `failed_handshakes`: what never became one, among
         them `unknown_peer`, whose CURVE key is not allowed here.
         """
         lost = max(0, self._closed - self.failures)
@@ -273,7 +273,7 @@ class Links:
             "connections": max(0, self.connects - lost),
             "connects": self.connects,
             "disconnects": lost,
-            "handshake_failures": self.failures,
+            "failed_handshakes": self.failures,
             "unknown_peer": self.unknown,
         }
 

@@ -27,15 +27,21 @@ from paho.mqtt.enums import MQTTProtocolVersion
 
 from cachebus.errors import CachebusError
 from cachebus.ports import Receive, TransportSettings
+from cachebus_transports._outbox import Outbox, Waiting
 from cachebus_transports._words import why
 from cachebus_transports.mqtt_link import Link
 from cachebus_transports.mqtt_lookup import Lookup
 from cachebus_transports.mqtt_options import node_of, parse_options
-from cachebus_transports.mqtt_outbox import Outbox, Waiting
 from cachebus_transports.mqtt_session import EXPIRY, End, Events, Session
 
 MAX_MESSAGE = 256 * 1024
 """Largest message in bytes, sent or received: what brokers commonly take without being told."""
+MAX_QUEUE_MESSAGES = 16_384
+"""Messages that wait for the broker: a minute of 270 a second."""
+MAX_QUEUE_BYTES = 8 * 1024 * 1024
+"""Their bytes: at 5,000 answers a second, in batches, those of 13 s; and 32 of the largest messages."""
+MAX_QUEUE_AGE = 60.0
+"""Seconds that a message may wait: receivers refuse an envelope older than that (`expired`)."""
 CONNECT_TIMEOUT = 5.0
 """Seconds for name, connection, TLS and the broker's welcome together."""
 MIN_DELAY = 0.1
@@ -89,7 +95,7 @@ class MqttTransport:
     def __init__(self, settings: TransportSettings, receive: Receive) -> None:
         self._options = parse_options(settings)
         self._receive = receive
-        self._outbox = Outbox()
+        self._outbox = Outbox(messages=MAX_QUEUE_MESSAGES, size=MAX_QUEUE_BYTES, age=MAX_QUEUE_AGE)
         self._nodes: dict[bytes, str] = {}
         self._under_way: dict[int, Waiting] = {}
         self._session: Session | None = None
@@ -126,7 +132,7 @@ class MqttTransport:
         elif len(data) > MAX_MESSAGE:
             self._counters["oversize"] += 1
         else:
-            self._outbox.put(data, self._now())
+            self._outbox.put(Waiting(self._now(), data))
             self._pump_soon()
 
     async def flush(self) -> None:

@@ -49,7 +49,8 @@ from cachebus_transports._links import (
     Link,
     StreamTransport,
 )
-from cachebus_transports._stream import SUBSCRIBE, Incoming, Outbox, Outgoing
+from cachebus_transports._outbox import Outbox
+from cachebus_transports._stream import SUBSCRIBE, Incoming, Outgoing
 from cachebus_transports._words import shown
 
 ALPN = "cachebus"
@@ -301,10 +302,9 @@ class _Connection(QuicConnectionProtocol):
         self._start(self._outbox, b"")
 
     def _start(self, outbox: Outbox, first: bytes) -> None:
-        self._outgoing = Outgoing(self._owner.framing, self._owner.level)
+        self._outgoing = Outgoing(self._owner.framing, compressed=self._owner.compressed)
         self._sending = self._quic.get_next_available_stream_id(is_unidirectional=True)
         self._write(first + self._outgoing.open())
-        outbox.expire(self._loop.time())
         outbox.wake = self.wake
         self.wake()
 
@@ -314,7 +314,7 @@ class _Connection(QuicConnectionProtocol):
             return
         if self._unacknowledged() > MAX_BUFFERED:
             return  # an acknowledgement wakes it again
-        if frames := self._outbox.take(TURN):
+        if frames := self._outbox.take_many(TURN, self._loop.time()):
             self._owner.counters.sent += len(frames)
             self._write(self._outgoing.turn(frames))
             self.wake()

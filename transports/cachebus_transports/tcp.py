@@ -34,7 +34,8 @@ from cachebus_transports._links import (
     Link,
     StreamTransport,
 )
-from cachebus_transports._stream import SUBSCRIBE, Incoming, Outbox, Outgoing
+from cachebus_transports._outbox import Outbox
+from cachebus_transports._stream import SUBSCRIBE, Incoming, Outgoing
 from cachebus_transports._words import shown, why
 
 MAX_HANDSHAKES = 128
@@ -307,9 +308,8 @@ class _Connection(asyncio.Protocol):
         self._start(self._outbox)
 
     def _start(self, outbox: Outbox) -> None:
-        self._outgoing = Outgoing(self._owner.framing, self._owner.level)
+        self._outgoing = Outgoing(self._owner.framing, compressed=self._owner.compressed)
         self._write(self._outgoing.open())
-        outbox.expire(self._loop.time())
         outbox.wake = self.wake
         self.wake()
 
@@ -317,7 +317,7 @@ class _Connection(asyncio.Protocol):
         self._scheduled = False
         if self._paused or self._ended or self._outbox is None or self._outgoing is None:
             return
-        if frames := self._outbox.take(TURN):
+        if frames := self._outbox.take_many(TURN, self._loop.time()):
             self._owner.counters.sent += len(frames)
             self._write(self._outgoing.turn(frames))
             if len(self._outbox):

@@ -135,7 +135,7 @@ class ZeromqTransport:
         `sent`: given to ZeroMQ, which writes them to each subscriber or drops them beyond its high-water mark;
         `unsubscribed`: not sent, as nobody subscribes; `dropped`: sent before it ran or after, or while too many waited
         for the first subscriber; `oversize`: longer than `MAX_MESSAGE`; `multipart`: came in several parts and was
-        dropped; `held`: waiting for the first subscriber now. Links: see `Links.statistics`.
+        dropped; `queued`: waiting for the first subscriber now. Links: see `Links.statistics`.
         """
         return {
             "sent": self._sent,
@@ -146,7 +146,7 @@ class ZeromqTransport:
             "received": self._received,
             "received_bytes": self._received_bytes,
             "multipart": self._multipart,
-            "held": len(self._held or ()),
+            "queued": len(self._held or ()),
             **self._links.statistics(),
         }
 
