@@ -168,9 +168,15 @@ def test_ttls_count_from_when_it_was_learned() -> None:
 
 def test_an_answer_from_the_future_does_not_grow() -> None:
     receiver = codec(start=NOW - 300)
-    assert taken(sent(address(), now=NOW + 200), NOW, receiver)[0].learned == NOW
+    assert taken(sent(address(), now=NOW + 200), NOW, receiver)[0].learned == NOW - 200
     assert -200.01 < receiver.clock_offsets(NOW)["a"] < -199.99
     assert taken(sent(address(learned=NOW + 9)))[0].learned == NOW
+
+
+@pytest.mark.parametrize("ahead", [0.0, 20.0, 299.0])
+def test_an_answer_is_no_younger_because_its_senders_clock_is_ahead(ahead: float) -> None:
+    (found,) = taken(sent(address(learned=NOW + ahead - 100, ttl=300), now=NOW + ahead))
+    assert found.learned + found.ttl == NOW - 100 + 300
 
 
 def test_a_record_twice_is_sent_once() -> None:

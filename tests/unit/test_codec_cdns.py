@@ -53,6 +53,14 @@ def test_ttls_count_from_when_it_was_learned() -> None:
     assert ahead[0].learned == NOW  # a clock that is ahead makes nothing live longer
 
 
+@pytest.mark.parametrize("ahead", [0.0, 20.0, 299.0])
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_an_answer_is_no_younger_because_its_senders_clock_is_ahead(ahead: float, snapshot: bool) -> None:
+    (message,) = codec().encode([address(age=100 - ahead)], NOW + ahead)[0]
+    (found,), refusals = codec("beta", snapshot=snapshot).decode_all([(message, ALPHA)], NOW)
+    assert (found.learned, found.ttl, refusals) == (NOW - 100, 300, [])
+
+
 def test_left_out() -> None:
     expired = address(age=300)
     large = answer(rrset("large.test.", rrtypes.TXT, bytes(60_000)), qtype=rrtypes.TXT)

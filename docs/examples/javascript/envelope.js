@@ -200,7 +200,7 @@ function answersOf(payload, origin, sent, now) {
   const answers = [];
   for (let at = 0; at < heads.length; at += 8) {
     const meta = heads[at];
-    const learned = Math.min(sent - heads.readUInt32BE(at + 4), now);
+    const learned = Math.min(sent, now) - heads.readUInt32BE(at + 4);
     const answer = { origin, qname: name(), qtype: heads.readUInt16BE(at + 2), learned, evidence: EVIDENCE[meta & 3] };
     answer.rrsets = Array.from({ length: heads[at + 1] }, rrset, { expected: answer.qname });
     if (meta > 7 || !answer.evidence || !answer.rrsets.length) throw new Refused("malformed");
