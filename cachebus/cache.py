@@ -20,10 +20,13 @@ from cachebus.entry import (
     EXPIRES,
     HEADER,
     HEADER_SIZE,
+    LEVEL,
+    LEVEL_AT,
     LOCAL,
     LOCAL_RANK,
     MIDDLE,
     NEGATIVE,
+    OWN_USE,
     USED,
     VALIDATING,
     Cached,
@@ -114,14 +117,15 @@ class Cache:
 
     # What comes in
 
-    def put(self, answer: Answer, now: float) -> Refusal | None:
+    def put(self, answer: Answer, now: float, *, own_use: bool = False) -> Refusal | None:
         """Merge each RRset of an answer; local data is what came by no transport.
 
-        None when at least one was stored or renewed, else why the last one was not.
+        `own_use`: there is no evidence that would let it be shared, so it is in no copy. None when at least one was
+        stored or renewed, else why the last one was not.
         """
-        return self.put_all((answer,), now)[0]
+        return self.put_all((answer,), now, own_use=own_use)[0]
 
-    def put_all(self, answers: Iterable[Answer], now: float) -> list[Refusal | None]:
+    def put_all(self, answers: Iterable[Answer], now: float, *, own_use: bool = False) -> list[Refusal | None]:
         """`put` for each of many answers."""
         outcomes: list[Refusal | None] = []
         now_ms = int(now * 1000)
@@ -134,7 +138,7 @@ class Cache:
             if answer[3:] != provenance:
                 provenance = answer[3:]
                 if provenance not in known:
-                    known[provenance] = self._came(answer, now_ms)
+                    known[provenance] = self._came(answer, now_ms, own_use)
                 came = known[provenance]
                 _, _, learned_ms, _, spread, middle, wary = came
             refusal: Refusal | None = None
@@ -177,11 +181,13 @@ class Cache:
             outcomes.append(None if stored > before else refusal)
         return outcomes
 
-    def _came(self, answer: Answer, now_ms: int) -> Came:
+    def _came(self, answer: Answer, now_ms: int, own_use: bool) -> Came:
         _, _, _, evidence, origin, learned, validating, transport, signer = answer
         rank, flags = (BUS_RANK if transport else LOCAL_RANK)[evidence]
         if validating:
             flags |= VALIDATING
+        if own_use:
+            flags |= OWN_USE
         learned_ms = int(learned * 1000)
         middle = MIDDLE.pack(learned_ms, now_ms, rank, flags, self._source(origin, transport, signer))
         wary = self._negatives or bool(self._flushes.names) or learned_ms <= self._flushes.all_before
@@ -396,7 +402,7 @@ class Cache:
             rrset = RRset(owner, rrtype, ttl, value[HEADER_SIZE:split], value[split:])
         origin, transport, signer = self._source_list[source]
         return Cached(
-            rrset, Evidence(flags >> 4), Rank(rank), bool(flags & LOCAL), negative, bool(flags & VALIDATING),
+            rrset, Evidence(flags >> LEVEL_AT & LEVEL), Rank(rank), bool(flags & LOCAL), negative, bool(flags & VALIDATING),
             origin, transport, signer, learned_ms / 1000, received_ms / 1000, expires_ms / 1000,
         )  # fmt: skip
 
@@ -410,7 +416,8 @@ class Cache:
 
         First what was asked for, or learned again, while it was held; then what came only once. No counts are kept: in
         each of the two the order is by shard (a hash of the name), there the lately used generation first, as it came.
-        TTLs count from `now`, so that RRsets can be joined; with `as_learned` from when each was learned.
+        TTLs count from `now`, so that RRsets can be joined; with `as_learned`, which is for other nodes, from when each
+        was learned, and what is for our own use is left out.
 
         The cache may change while this is read: what stays is given at least once, what comes may be. Each step looks
         at `SLICE` entries and may give none; an event loop's turn belongs between two. Keeps one shard's keys.
@@ -432,6 +439,8 @@ class Cache:
         for key in keys:
             value, owner, rrtype = self._held(key), key[:-2], key[-2] << 8 | key[-1]
             if value[:8] <= now_bytes or value[25] & (USED | NEGATIVE) != used:
+                continue
+            if as_learned and value[25] & OWN_USE:
                 continue
             if self._negatives and self._held(owner + b"\0\0")[:8] > now_bytes:
                 continue

@@ -23,6 +23,12 @@ LOCAL = 0x04
 USED = 0x08
 """Asked for, or learned again, while it was held: more than half of all names are never asked for a second time."""
 
+OWN_USE = 0x40
+"""Local data for this node's own clients, without evidence that would let it be shared: never in a copy."""
+LEVEL_AT = 4
+LEVEL = 0x03
+"""Where the level of evidence stands, and how wide."""
+
 
 class Rank(IntEnum):
     """What replaces what (trust rules 6.7), lowest first."""
@@ -35,7 +41,7 @@ class Rank(IntEnum):
 
 
 BUS_RANK = {Evidence.AUTHORITATIVE: (1, 0x10), Evidence.CONFIRMED: (2, 0x20), Evidence.VALIDATED: (4, 0x30)}
-"""Evidence -> its rank, and its flags in a header: the level in the upper four bits."""
+"""Evidence -> its rank, and its flags in a header: the level from bit `LEVEL_AT` on."""
 LOCAL_RANK = {Evidence.AUTHORITATIVE: (3, 0x14), Evidence.CONFIRMED: (3, 0x24), Evidence.VALIDATED: (5, 0x34)}
 
 

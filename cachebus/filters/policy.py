@@ -121,9 +121,11 @@ class Policy:
         """Why this answer must not leave the node; None when it may."""
         if answer.ttl < self._settings.min_ttl:
             return Refusal.TTL_BELOW_MINIMUM
-        if refused_type(answer.qtype, infrastructure=self._settings.infrastructure):
-            return Refusal.QTYPE
-        return self.refuse_to_accept(answer)
+        return self.refuse_type(answer.qtype) or self.refuse_to_accept(answer)
+
+    def refuse_type(self, qtype: int) -> Refusal | None:
+        """Why answers to questions for this type must not leave the node, nor be taken; None when they may."""
+        return Refusal.QTYPE if refused_type(qtype, infrastructure=self._settings.infrastructure) else None
 
     def refuse_to_accept(self, answer: Answer) -> Refusal | None:
         """Why a peer's answer must not be taken; None when it may.

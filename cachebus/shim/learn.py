@@ -49,39 +49,45 @@ class Learner:
         """
         query, response = reply.exchange
         verdict = judge_upstream(query, response, trust=_trust(reply.upstream.settings), now=now, settings=self._rules)
+        shared: Answer | None = None
         if isinstance(verdict, Refusal):
             self.not_shared[verdict] = self.not_shared.get(verdict, 0) + 1
         else:
+            shared = verdict
             self.shared += 1
-            self._learned(verdict)
-        self._keep(qname, qtype, reply, now)
+            self._learned(shared)
+        self._keep(qname, qtype, reply, shared, now)
 
-    def _keep(self, qname: bytes, qtype: int, reply: Reply, now: float) -> None:
+    def _keep(self, qname: bytes, qtype: int, reply: Reply, shared: Answer | None, now: float) -> None:
         message = reply.message
         found = read_chain(message, qname, qtype)
         if isinstance(found, Refusal):
             return
         if qtype not in NOT_AN_RRSET:
-            self._keep_chain(qname, qtype, found, reply, now)
+            self._keep_chain(qname, qtype, found, reply, shared, now)
         if message.rcode == NXDOMAIN or (message.rcode == NOERROR and not found.complete and qtype not in NOT_AN_RRSET):
             self._keep_denial(found.target or qname, qtype, message, now)
 
-    def _keep_chain(self, qname: bytes, qtype: int, found: FoundChain, reply: Reply, now: float) -> None:
+    def _keep_chain(
+        self, qname: bytes, qtype: int, found: FoundChain, reply: Reply, shared: Answer | None, now: float
+    ) -> None:
         wanted = without_synthesised(found.rrsets)
         rrsets = [kept for rrset in wanted if (kept := limit_locally(rrset, now, self._max_ttl)) is not None]
         if not rrsets:
             return
         if found.complete and len(rrsets) == len(wanted):
-            self._put(qname, qtype, tuple(rrsets), reply, now)
+            self._put(qname, qtype, tuple(rrsets), reply, shared, now)
             return
         for rrset in rrsets:  # what cannot be kept as one answer is kept under its own names
-            self._put(rrset.owner, rrset.type, (rrset,), reply, now)
+            self._put(rrset.owner, rrset.type, (rrset,), reply, shared, now)
 
-    def _put(self, qname: bytes, qtype: int, rrsets: tuple[RRset, ...], reply: Reply, now: float) -> None:
+    def _put(
+        self, qname: bytes, qtype: int, rrsets: tuple[RRset, ...], reply: Reply, shared: Answer | None, now: float
+    ) -> None:
         evidence = _evidence(reply, rrsets)
         validating = reply.upstream.settings.validating
         answer = Answer(qname, qtype, rrsets, evidence, self._node, now, validating)
-        if self._cache.put(answer, now) is None:
+        if self._cache.put(answer, now, own_use=not _is_part(answer, shared)) is None:
             self.kept += 1
 
     def _keep_denial(self, name: bytes, qtype: int, message: Message, now: float) -> None:
@@ -111,6 +117,14 @@ def _evidence(reply: Reply, rrsets: tuple[RRset, ...]) -> Evidence:
     if settings.validating and reply.message.flags & AD and all(rrset.sigs for rrset in rrsets):
         return Evidence.VALIDATED
     return Evidence.AUTHORITATIVE if settings.authoritative else Evidence.CONFIRMED
+
+
+def _is_part(answer: Answer, shared: Answer | None) -> bool:
+    """Whether all of an answer is in the one that may be shared, whose evidence is as good."""
+    if shared is None or answer.evidence > shared.evidence:
+        return False
+    may_be = {(rrset.owner, rrset.type) for rrset in shared.rrsets}
+    return all((rrset.owner, rrset.type) in may_be for rrset in answer.rrsets)
 
 
 def without_synthesised(rrsets: Iterable[RRset]) -> list[RRset]:

@@ -1,6 +1,6 @@
 """A cache to the pieces of a C-DNS file, and such pieces into a cache.
 
-Decides what of a cache may be copied, and that what comes is merged by rank and never published again: peers have it
+Decides what of a cache may be copied, no more than may be shared live, and that what comes is merged by rank and never published again: peers have it
 from the same origins. Knows neither sockets nor files.
 """
 
@@ -93,7 +93,11 @@ async def give(
 def _slices(cache: Cache, policy: Policy, clock: Clock) -> Iterator[list[Answer]]:
     held: list[Answer] = []
     for part in cache.slices(clock(), as_learned=True):
-        held += [answer for answer, refusal in zip(part, policy.refuse_any(part), strict=True) if refusal is None]
+        held += [
+            answer
+            for answer, refusal in zip(part, policy.refuse_any(part), strict=True)
+            if refusal is None and policy.refuse_type(answer.qtype) is None
+        ]
         while len(held) >= SLICE:
             yield held[:SLICE]
             held = held[SLICE:]

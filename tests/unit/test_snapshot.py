@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import dns.flags
+import dns.message
 import pytest
 
 from cachebus.answer import Evidence, Refusal
@@ -16,14 +18,20 @@ from cachebus.errors import CachebusError, FrameError
 from cachebus.filters.policy import Policy, PolicySettings
 from cachebus.links import Owner, certificates, make_copy_codec
 from cachebus.presentation import name_from_text
+from cachebus.shim.exchange import Exchange, compose_query
+from cachebus.shim.learn import Learner
+from cachebus.shim.settings import UpstreamSettings
+from cachebus.shim.upstream import Quality, Reply, Upstream
 from cachebus.snapshot import joining
 from cachebus.snapshot.copy import PIECE, Taker, give
 from cachebus.snapshot.server import MAX_CLIENTS, SnapshotServer
 from cachebus.snapshot.service import OPERATOR, Snapshots, SnapshotSettings
 from cachebus.testing import ManualClock
 from cachebus.wire import rrtypes
+from cachebus.wire.message import parse
 from tests.certificates import Authority
-from tests.core_bed import address
+from tests.core_bed import address, answer, rrset
+from tests.unit.shim_bed import records, reply_to
 
 NOW = 1_800_000_000.0
 POLICY = Policy(PolicySettings())
@@ -117,6 +125,40 @@ async def test_what_may_not_be_shared_is_not_copied_and_not_taken(clock: ManualC
     data = b"".join([piece async for piece in give(source, everything, codec("a"), clock)])
     taker = await merge(data, Cache("b"), clock)
     assert taker.merged.refused == {Refusal.SPECIAL_USE_NAME: 1}
+
+
+async def test_infrastructure_types_are_copied_only_where_they_are_shared(clock: ManualClock) -> None:
+    source = warm(1)
+    source.put(answer(rrset("example.com", "NS", "ns1.example.com."), learned=NOW), NOW)
+    assert (await merge(b"".join(await pieces_of(source, clock)), Cache("b"), clock)).merged.received == 1
+    sharing = Policy(PolicySettings(infrastructure=True))
+    data = b"".join([piece async for piece in give(source, sharing, codec("a"), clock)])
+    assert (await merge(data, Cache("b"), clock)).merged.refused == {Refusal.QTYPE: 1}
+
+
+@pytest.mark.parametrize(
+    ("trust", "flags", "copied"),
+    [
+        ({}, dns.flags.RA, 0),
+        ({"authoritative": True}, dns.flags.RA, 0),
+        ({"authoritative": True}, dns.flags.AA, 1),
+        ({"validating": True}, dns.flags.RA, 0),
+        ({"validating": True}, dns.flags.RA | dns.flags.AD, 0),  # without RRSIGs
+    ],
+)
+async def test_what_an_upstream_told_the_shims_own_clients_is_in_no_copy(
+    clock: ManualClock, trust: dict[str, bool], flags: int, copied: int
+) -> None:
+    source = Cache("a")
+    learner = Learner("a", source, lambda one: source.put(one, NOW), infrastructure=False, max_ttl=86400)
+    name = name_from_text("www.example.com")
+    outgoing = compose_query(name, A, recurse=True)
+    wire = reply_to(dns.message.from_wire(outgoing.wire), records("www.example.com. 300 IN A 192.0.2.1"), flags=flags)
+    upstream = Upstream(UpstreamSettings(address=("127.0.0.1", 53), **trust))
+    learner.learn(name, A, Reply(upstream, Exchange(outgoing.wire, wire), parse(wire), Quality.GOOD), NOW)
+    assert source.get(name, A, NOW) is not None  # our own clients get it
+    taker = await merge(b"".join(await pieces_of(source, clock)), Cache("b"), clock)
+    assert taker.merged.received == copied
 
 
 async def test_no_more_is_given_or_taken_than_the_limit(clock: ManualClock) -> None:
