@@ -211,7 +211,6 @@ class Bus:
         self._flushing: asyncio.TimerHandle | None = None
         self._ticking: asyncio.TimerHandle | None = None
         self._greeted: float | None = None
-        self._missed_before = 0
         self._running = False
         self.node = opening.node
         """Our name on the bus."""
@@ -220,6 +219,8 @@ class Bus:
         """Messages that arrived: datagrams, envelopes or blocks."""
         self.accepted = 0
         """Answers that were authentic and well-formed."""
+        self.missed = 0
+        """Answers that readers were too slow for."""
         self.unclaimed = 0
         """Answers that arrived while nobody subscribed."""
         self.refused: dict[Refusal, int] = {}
@@ -298,11 +299,6 @@ class Bus:
         return reader
 
     @property
-    def missed(self) -> int:
-        """Answers that readers were too slow for."""
-        return self._missed_before + sum(reader.missed for reader in self._readers)
-
-    @property
     def gaps(self) -> int:
         """Messages known to be missing, by their sequence numbers; 0 with codec `dns`, which has none."""
         return 0 if self._codec is None else self._codec.counters().get("gaps", 0)
@@ -344,13 +340,11 @@ class Bus:
         if not self._readers:
             self.unclaimed += len(answers)
         for reader in tuple(self._readers):
-            reader.put(answers)
+            self.missed += reader.put(answers)
 
     def forget(self, reader: Reader) -> None:
-        """Take note that a reader is gone; what it missed stays counted."""
-        if reader in self._readers:
-            self._readers.discard(reader)
-            self._missed_before += reader.missed
+        """Give a reader nothing more."""
+        self._readers.discard(reader)
 
     # Out
 
@@ -496,15 +490,17 @@ class Reader:
         self.missed = 0
         """Answers given up, the oldest first, because they were not taken in time."""
 
-    def put(self, answers: Sequence[Answer]) -> None:
-        """Take answers that arrived."""
+    def put(self, answers: Sequence[Answer]) -> int:
+        """Take answers that arrived; give how many were given up for them."""
         wanted = self._wanted
         self._waiting.extend(answers if wanted.everything else filter(wanted, answers))
-        while len(self._waiting) > self._limit:
+        missed = max(0, len(self._waiting) - self._limit)
+        for _ in range(missed):
             self._waiting.popleft()
-            self.missed += 1
+        self.missed += missed
         if self._waiting:
             self._arrived.set()
+        return missed
 
     def end(self) -> None:
         """Let the iteration end once everything that waits was given."""
