@@ -402,8 +402,9 @@ class Cache:
             rrset = RRset(owner, rrtype, ttl, value[HEADER_SIZE:split], value[split:])
         origin, transport, signer = self._source_list[source]
         return Cached(
-            rrset, Evidence(flags >> LEVEL_AT & LEVEL), Rank(rank), bool(flags & LOCAL), negative, bool(flags & VALIDATING),
-            origin, transport, signer, learned_ms / 1000, received_ms / 1000, expires_ms / 1000,
+            rrset, Evidence(flags >> LEVEL_AT & LEVEL), Rank(rank), bool(flags & LOCAL), negative,
+            bool(flags & VALIDATING), origin, transport, signer,
+            learned_ms / 1000, received_ms / 1000, expires_ms / 1000,
         )  # fmt: skip
 
     def answers(self, now: float) -> Iterator[Answer]:

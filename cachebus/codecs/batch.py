@@ -33,7 +33,7 @@ from cachebus.wire.batch import (
     write_entry,
     write_payload,
 )
-from cachebus.wire.sequence import MAX_ORIGINS, Streams, new_stream
+from cachebus.wire.sequence import MAX_ORIGINS, OwnStream, Streams
 from cachebus.wire.stream import LengthFraming
 from cachebus.wire.tsig import Key
 
@@ -98,8 +98,7 @@ class BatchCodec:
         self._streams = Streams(start=start)
         self._offsets = ClockOffsets()
         self._policies: dict[str, bool] = {}
-        self._stream = 0 if start is None else new_stream(start)
-        self._sequence = 0
+        self._sending = OwnStream(start)
         self._hellos = 0
         self._wills = 0
         self._namesakes = 0
@@ -109,8 +108,9 @@ class BatchCodec:
         """Go on with the streams that the codec which this one replaces has heard, and with the one it has sent."""
         self._streams = previous._streams
         self._offsets = previous._offsets
-        self._policies = previous._policies
-        self._stream, self._sequence = previous._stream, previous._sequence
+        if previous._settings.policy_hash == self._settings.policy_hash:
+            self._policies = previous._policies
+        self._sending = previous._sending
         self._hellos, self._wills = previous._hellos, previous._wills
         self._namesakes, self._envelopes = previous._namesakes, previous._envelopes
 
@@ -123,8 +123,8 @@ class BatchCodec:
     def state(self) -> dict[str, int]:
         """What is to be kept over a restart: the newest stream id of each origin, our own too."""
         kept = self._streams.state()
-        if self._stream:
-            kept[self._settings.node] = self._stream
+        if self._sending.stream:
+            kept[self._settings.node] = self._sending.stream
         return kept
 
     def restore(self, state: Mapping[str, int]) -> None:
@@ -133,9 +133,7 @@ class BatchCodec:
         Where the clock was set back since, our stream begins above the one before it all the same: peers refuse others.
         """
         heard = dict(state)
-        own = heard.pop(self._settings.node, 0)
-        if own >= self._stream > 0:
-            self._stream = new_stream(0.0, after=own)
+        self._sending.restore(heard.pop(self._settings.node, 0))
         self._streams.restore(heard)
 
     def counters(self) -> dict[str, int]:
@@ -202,12 +200,10 @@ class BatchCodec:
         return self._sealer.seal(self._next(now, Kind.ANSWERS, compression, payload))
 
     def _next(self, now: float, kind: Kind, compression: Compression, payload: bytes) -> Body:
-        if not self._stream:
-            self._stream = new_stream(now)
-        self._sequence += 1
-        settings = self._settings
+        settings, sequence = self._settings, self._sending.next(now)
+        stream, time_ms = self._sending.stream, int(now * 1000)
         return Body(
-            settings.cluster, settings.node, self._stream, self._sequence, int(now * 1000), kind, compression, payload,
+            settings.cluster, settings.node, stream, sequence, time_ms, kind, compression, payload,
             {"policy": settings.policy_hash} if settings.policy_hash else {},
         )  # fmt: skip
 
@@ -217,10 +213,10 @@ class BatchCodec:
 
     def will(self) -> bytes | None:
         """What a broker says when our connection ends; None without a start, for then no stream has begun."""
-        if not self._stream:
+        if not self._sending.stream:
             return None
         settings = self._settings
-        gone = Body(settings.cluster, settings.node, self._stream, 0, 0, Kind.GONE, Compression.NONE, b"", {})
+        gone = Body(settings.cluster, settings.node, self._sending.stream, 0, 0, Kind.GONE, Compression.NONE, b"", {})
         return self._sealer.seal(gone)
 
     # In
@@ -278,7 +274,8 @@ class BatchCodec:
         if refusal is not None:
             return refusal
         if origin == settings.node:
-            self._namesakes += stream != self._stream
+            # A broker's word for our previous run is no other process.
+            self._namesakes += body.kind != Kind.GONE and stream != self._sending.stream
             return Refusal.OWN_MESSAGE
         if body.kind == Kind.GONE:
             return None if self._streams.gone(origin, stream) else Refusal.OLD_STREAM
@@ -294,7 +291,7 @@ class BatchCodec:
         self._hellos += 1
         theirs, ours = body.extra.get("policy"), self._settings.policy_hash
         if ours and isinstance(theirs, str):
-            if len(self._policies) >= MAX_ORIGINS:
+            if len(self._policies) >= MAX_ORIGINS and body.origin not in self._policies:
                 self._policies.clear()
             self._policies[body.origin] = theirs == ours
 

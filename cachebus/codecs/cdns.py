@@ -23,7 +23,7 @@ from cachebus.wire.cdns import MAX_BLOCK_ITEMS, VALIDATING
 from cachebus.wire.cdns_read import BusBlock, read_bus_block
 from cachebus.wire.cdns_stream import CdnsFraming, PreambleReader
 from cachebus.wire.cdns_write import BLOCK_OVERHEAD, MAX_BLOCK, BlockHead, most_bytes, write_block, write_hello
-from cachebus.wire.sequence import Streams, new_stream
+from cachebus.wire.sequence import MAX_ORIGINS, OwnStream, Streams
 
 DEFAULT_BLOCK = 64 * 1024
 """Bytes of a message at most: some 400 answers, which is what a stream's compressor needs to see together."""
@@ -99,8 +99,7 @@ class CdnsCodec:
         self._streams = Streams(start=start)
         self._offsets = ClockOffsets()
         self._policies: dict[str, bool] = {}
-        self._stream = 0 if start is None else new_stream(start)
-        self._sequence = 0
+        self._sending = OwnStream(start)
         self._blocks = 0
         self._hellos = 0
         self._namesakes = 0
@@ -109,8 +108,9 @@ class CdnsCodec:
         """Go on with the streams that the codec which this one replaces has heard, and with the one it has sent."""
         self._streams = previous._streams
         self._offsets = previous._offsets
-        self._policies = previous._policies
-        self._stream, self._sequence = previous._stream, previous._sequence
+        if previous._settings.policy_hash == self._settings.policy_hash:
+            self._policies = previous._policies
+        self._sending = previous._sending
         self._blocks, self._hellos, self._namesakes = previous._blocks, previous._hellos, previous._namesakes
 
     # State
@@ -122,8 +122,8 @@ class CdnsCodec:
     def state(self) -> dict[str, int]:
         """What is to be kept over a restart: the newest stream id of each origin, our own too."""
         kept = self._streams.state()
-        if self._stream:
-            kept[self._settings.node] = self._stream
+        if self._sending.stream:
+            kept[self._settings.node] = self._sending.stream
         return kept
 
     def restore(self, state: Mapping[str, int]) -> None:
@@ -132,9 +132,7 @@ class CdnsCodec:
         Where the clock was set back since, our stream begins above the one before it all the same: peers refuse others.
         """
         heard = dict(state)
-        own = heard.pop(self._settings.node, 0)
-        if own >= self._stream > 0:
-            self._stream = new_stream(0.0, after=own)
+        self._sending.restore(heard.pop(self._settings.node, 0))
         self._streams.restore(heard)
 
     def counters(self) -> dict[str, int]:
@@ -198,12 +196,9 @@ class CdnsCodec:
             messages.append(self.framing.before + write_block(self._head(origin, now), chosen))
 
     def _head(self, origin: str, now: float) -> BlockHead:
-        if not self._stream:
-            self._stream = new_stream(now)
-        self._sequence += 1
-        settings = self._settings
+        settings, sequence = self._settings, self._sending.next(now)
         named = "" if origin == settings.node else origin
-        return BlockHead(self._stream, self._sequence, int(now * 1000), settings.cluster, named)
+        return BlockHead(self._sending.stream, sequence, int(now * 1000), settings.cluster, named)
 
     def hello(self, now: float) -> bytes:
         """A block without answers: it shows that we are here, what was lost before it, and our policy hash."""
@@ -269,7 +264,7 @@ class CdnsCodec:
         if refusal is not None:
             return refusal
         if host == settings.node and not settings.snapshot:
-            self._namesakes += head.stream != self._stream
+            self._namesakes += head.stream != self._sending.stream
             return Refusal.OWN_MESSAGE
         refusal = self._streams.take(host, head.stream, head.sequence, now)
         if refusal is None:
@@ -280,9 +275,8 @@ class CdnsCodec:
         self._hellos += 1
         ours = self._settings.policy_hash
         if ours and theirs:
-            if len(self._policies) >= 2 * len(self._streams.state()):
-                known = self._streams.state()
-                self._policies = {name: agrees for name, agrees in self._policies.items() if name in known}
+            if len(self._policies) >= MAX_ORIGINS and host not in self._policies:
+                self._policies.clear()
             self._policies[host] = theirs == ours
 
     def _take(

@@ -1,7 +1,7 @@
 """A cache to the pieces of a C-DNS file, and such pieces into a cache.
 
-Decides what of a cache may be copied, no more than may be shared live, and that what comes is merged by rank and never published again: peers have it
-from the same origins. Knows neither sockets nor files.
+Decides what of a cache may be copied, no more than may be shared live, and that what comes is merged by rank and never
+published again: peers have it from the same origins. Knows neither sockets nor files.
 """
 
 from __future__ import annotations

@@ -28,6 +28,11 @@ _RANDOM_BITS = 22
 """Low bits of a stream id, so that processes which start in one millisecond differ. 41 bits of time last to 2039."""
 _SILENCE = MAX_AGE + MAX_AHEAD
 """Seconds after which all that an origin had said is out of time, so that forgetting it lets no replay in."""
+_SET_BACK = 3600.0
+"""Seconds that our clock may have been set back since the last run. Where it was further ahead it was wrong then, and a
+stream above that run's would be refused as one that begins in the future, for as long."""
+_LOOK_EVERY = 1.0
+"""Seconds between two searches for origins to forget, each of which looks at all of them."""
 _MASK = (1 << WINDOW) - 1
 
 
@@ -40,6 +45,33 @@ def new_stream(now: float, *, after: int = 0) -> int:
 def stream_start(stream: int) -> float:
     """Seconds since the epoch at which a stream began, as its id says."""
     return (stream >> _RANDOM_BITS) / 1000
+
+
+class OwnStream:
+    """What this process sends: the id of its stream and the number of its last message.
+
+    One object for as long as the process lives: the codec that a reload makes has to count on from what the one that it
+    replaces sends to the very end.
+    """
+
+    __slots__ = ("sequence", "stream")
+
+    def __init__(self, start: float | None) -> None:
+        """`start`: when the process did; None begins the stream with its first message."""
+        self.stream = 0 if start is None else new_stream(start)
+        self.sequence = 0
+
+    def next(self, now: float) -> int:
+        """The number of the next message."""
+        if not self.stream:
+            self.stream = new_stream(now)
+        self.sequence += 1
+        return self.sequence
+
+    def restore(self, previous: int) -> None:
+        """Begin above the stream of a previous run, where the clock was set back since: peers refuse others."""
+        if previous >= self.stream > 0 and stream_start(previous) - stream_start(self.stream) < _SET_BACK:
+            self.stream = new_stream(0.0, after=previous)
 
 
 class Presence(NamedTuple):
@@ -93,6 +125,7 @@ class Streams:
         """`start`: when this process began to listen; None takes messages of any time (reading a file)."""
         self._start = start
         self._first_tick = float("inf")
+        self._looked = float("-inf")
         self._origins: dict[str, _Origin] = {}
         self._gaps = 0
         self._duplicates = 0
@@ -129,23 +162,35 @@ class Streams:
         `OLD_STREAM`: of a stream before the newest known; `DUPLICATE`: this number came already; `REPLAY_WINDOW`: too
         far below the newest to be told from a replay, or the memory is full of origins heard just now; `BAD_TIME`: a
         stream that begins in the future; `MALFORMED`: a number out of its range.
+
+        What was noted of an origin that has been silent for so long that all it had said is out of time keeps nothing
+        out: or one false stream or number, by whoever has a key that may speak for it, would silence it for ever.
         """
         if not 1 <= sequence <= MAX_SEQUENCE or not 0 <= stream <= MAX_STREAM:
             return Refusal.MALFORMED
         known = self._origins.get(origin)
         if known is None or known.stream != stream:
-            if known is not None and stream < known.stream:
+            older = known is not None and stream < known.stream
+            if known is not None and older and not self._is_over(known, now):
                 return Refusal.OLD_STREAM
             if self._start is not None and stream_start(stream) > now + MAX_AHEAD:
                 return Refusal.BAD_TIME  # or one false id would shut out every true one that follows
             if known is None and len(self._origins) >= MAX_ORIGINS and not self._forget_silent(now):
                 return Refusal.REPLAY_WINDOW
             known = self._begin(origin, known, stream)
+            known.joined = known.joined or older
         refusal = self._number(known, sequence)
+        if refusal is Refusal.REPLAY_WINDOW and self._is_over(known, now):
+            known.joined, known.seen = True, 0
+            refusal = self._number(known, sequence)
         if refusal is None:
             known.heard = now
             known.gone = False
         return refusal
+
+    def _is_over(self, known: _Origin, now: float) -> bool:
+        """Whether all that was heard of an origin is out of time by now, in this process and in the one before."""
+        return self._start is not None and now - max(known.heard, self._start) > _SILENCE
 
     def _begin(self, origin: str, known: _Origin | None, stream: int) -> _Origin:
         if known is None:
@@ -185,6 +230,9 @@ class Streams:
         return None
 
     def _forget_silent(self, now: float) -> bool:
+        if abs(now - self._looked) < _LOOK_EVERY:
+            return False
+        self._looked = now
         silent = [name for name, origin in self._origins.items() if abs(now - origin.heard) > _SILENCE]
         for name in silent:
             del self._origins[name]

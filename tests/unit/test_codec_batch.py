@@ -380,7 +380,7 @@ def test_a_broker_that_repeats_replays_and_reorders() -> None:
 def test_a_message_below_the_window() -> None:
     sender, receiver = codec("a"), codec()
     first = sender.encode([address()], NOW)[0][0]
-    sender._sequence += WINDOW
+    sender._sending.sequence += WINDOW
     assert taken(sender.encode([address()], NOW)[0][0], by=receiver)
     assert refused(first, by=receiver) is Refusal.REPLAY_WINDOW
 
@@ -420,6 +420,35 @@ def test_a_reload_goes_on_with_our_stream() -> None:
     assert after.will() == after_will
     counters = receiver.counters()
     assert (counters["restarts"], counters["gaps"]) == (0, 0)
+
+
+def test_what_the_codec_before_a_reload_sends_to_its_end_costs_the_next_one_nothing() -> None:
+    before, after, receiver = codec("a"), codec("a", start=NOW), codec()
+    after.inherit(before)  # while the one before it still has answers to send
+    for sender in (before, before, after):
+        assert taken(sender.encode([address()], NOW)[0][0], by=receiver)
+    assert receiver.counters()["duplicates"] == 0
+
+
+def test_a_clock_that_was_far_ahead_in_the_last_run_silences_nobody() -> None:
+    sender, receiver = codec("a"), codec()
+    sender.restore({"a": int((NOW + 86400) * 1000) << 22})
+    assert taken(sender.encode([address()], NOW)[0][0], by=receiver)
+    sender.restore({"a": (1 << 63) - 1})
+    assert sender.state()["a"] < 1 << 63
+
+
+def test_the_will_of_our_last_run_is_no_namesake() -> None:
+    before, after = codec("a"), codec("a", start=NOW)
+    assert refused(before.will() or b"", by=after) is Refusal.OWN_MESSAGE
+    assert after.counters()["namesakes"] == 0
+
+
+def test_another_policy_of_our_own_is_compared_anew() -> None:
+    before, after = codec(policy_hash="x"), codec(policy_hash="y")
+    taken(codec("a", policy_hash="x").hello(NOW), by=before)
+    after.inherit(before)
+    assert after.presence()["a"].policy_agrees is None
 
 
 def test_our_stream_is_newer_though_the_clock_was_set_back() -> None:

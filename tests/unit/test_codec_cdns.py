@@ -275,6 +275,14 @@ def test_state_lives_on() -> None:
     assert codec("gamma", start=None).state() == {}
 
 
+def test_what_the_codec_before_a_reload_sends_to_its_end_costs_the_next_one_nothing() -> None:
+    before, after, receiver = codec(), codec(start=NOW), codec("beta")
+    after.inherit(before)  # while the one before it still has answers to send
+    for sender in (before, before, after):
+        assert pass_on(sender, receiver, [address()]) == []
+    assert receiver.counters()["duplicates"] == 0
+
+
 def test_snapshots_keep_origins_and_age() -> None:
     answers = [address("a.test."), address("b.test.", origin="gamma", age=250), address("c.test.", origin="beta")]
     sender = codec(start=None)

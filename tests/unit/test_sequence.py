@@ -138,6 +138,32 @@ def test_a_will_marks_its_own_stream_only() -> None:
     assert not streams.presence()["a"].gone
 
 
+SILENT = MAX_AGE + MAX_AHEAD + 1
+
+
+@pytest.mark.parametrize(("stream", "number"), [(SECOND, 1), (FIRST, MAX_SEQUENCE)])
+def test_a_false_stream_or_number_silences_nobody_for_ever(stream: int, number: int) -> None:
+    streams = heard(7)
+    assert streams.take("a", stream, number, NOW + 1) is None
+    refusal = Refusal.OLD_STREAM if stream == SECOND else Refusal.REPLAY_WINDOW
+    assert streams.take("a", FIRST, 8, NOW + SILENT) is refusal  # what it had said might be in time still
+    assert streams.take("a", FIRST, 8, NOW + 1 + SILENT) is None
+    assert streams.take("a", FIRST, 8, NOW + 1 + SILENT) is Refusal.DUPLICATE
+    assert streams.take("a", FIRST, 9, NOW + 1 + SILENT) is None
+    assert streams.presence()["a"].sequence == 9
+
+
+def test_what_a_previous_run_heard_counts_as_heard_until_it_is_out_of_time() -> None:
+    streams = Streams(start=NOW)
+    streams.restore({"a": SECOND})
+    assert streams.take("a", FIRST, 8, NOW + SILENT - 2) is Refusal.OLD_STREAM
+    assert streams.take("a", FIRST, 8, NOW + SILENT) is None
+    assert counts(streams)[0] == 0
+    file = Streams(start=None)
+    assert file.take("a", SECOND, 1, NOW) is None
+    assert file.take("a", FIRST, 1, NOW + 10 * SILENT) is Refusal.OLD_STREAM
+
+
 def test_the_newest_stream_outlives_the_process() -> None:
     kept = heard(5, stream=SECOND).state()
     streams = Streams(start=NOW)
