@@ -1,4 +1,4 @@
-"""Target: envelopes of many answers (`wire.batch`, `codecs.batch`, `wire.sequence`).
+"""Target: envelopes of many answers (`wire.batch`, `codecs.batch`).
 
 Envelopes are sealed after they were changed, so that what is behind the MAC is reached.
 """
@@ -79,7 +79,7 @@ class BatchTarget(Target[Sealed]):
     """`BatchCodec.decode_all`: answers that keep every rule and are taken once; or a reason for each envelope."""
 
     name = "batch"
-    parts = (Part("cachebus/wire/batch.py"), Part("cachebus/codecs/batch.py"), Part("cachebus/wire/sequence.py"))
+    parts = (Part("cachebus/wire/batch.py"), Part("cachebus/codecs/batch.py"))
     block = 25
     cost = 4
     calls = 6

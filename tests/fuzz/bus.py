@@ -162,10 +162,13 @@ class TsigTarget(Target[SignedMessage]):
         self._verifier = Verifier(KEYS, start=start, remember=remember)
         self._signer = Signer(KEYS[0])
         self._verified: dict[bytes, None] = {}
+        self._at = NOW
         self._room, self._keys = 1000, 3
 
     def draw(self, rng: Random) -> tuple[SignedMessage, bool]:
-        now = NOW + rng.random() * 20 - 10
+        if rng.random() < 0.05:  # time goes by
+            self._at += below(rng, 900)
+        now = self._at + rng.random() * 20 - 10
         die = rng.random()
         if die < 0.35:  # a right message, changed after it was signed
             return SignedMessage(mutate(rng, self._signed(rng), (self._foreign,)), False, now), True
@@ -173,7 +176,7 @@ class TsigTarget(Target[SignedMessage]):
             message = mutate(rng, make_message(rng, Shape(usual=True)))
             if len(message) < 12:
                 message = message.ljust(12, b"\0")
-            return SignedMessage(sign(message, SECRETS[below(rng, 3)]), False, now), True
+            return SignedMessage(sign(message, SECRETS[below(rng, 3)], Tsig(time=self._at)), False, now), True
         if die < 0.7:  # a right message under a wrong record, MAC and all
             message = make_message(rng, Shape(usual=True))
             return SignedMessage(sign(message, SECRETS[below(rng, 3)], self._odd(rng)), False, now), True
@@ -192,7 +195,7 @@ class TsigTarget(Target[SignedMessage]):
 
     def _signed(self, rng: Random) -> bytes:
         message = make_message(rng, Shape(usual=rng.random() < 0.8))
-        time = NOW if rng.random() < 0.6 else NOW + below(rng, 20) - 10
+        time = self._at if rng.random() < 0.6 else self._at + below(rng, 20) - 10
         return sign(message, SECRETS[below(rng, 3)], Tsig(time=time))
 
     def _odd(self, rng: Random) -> Tsig:
@@ -236,6 +239,7 @@ class TsigTarget(Target[SignedMessage]):
             fresh = Verifier(KEYS[: self._keys], start=now, remember=self._room)
             fresh.inherit(self._verifier)
             self._verifier = fresh
+        self._verifier.tick(now)
         batch = [data, data] if rng.random() < 0.3 else [data]
         verdicts = self._verifier.verify_all(batch, now)
         assert len(verdicts) == len(batch)

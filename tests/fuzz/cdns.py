@@ -287,6 +287,7 @@ class FileReceiverTarget(BytesTarget):
     name = "cdns-file"
     parts = (Part("cachebus/wire/cdns_messages.py"),)
     cost = 4
+    calls = 3  # each payload is decoded and looked at again
 
     def valid(self, rng: Random) -> bytes:
         if rng.random() < 0.3:

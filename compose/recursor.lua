@@ -1,0 +1,1 @@
+dnstapFrameStreamServer({"/run/cachebus/dnstap.sock"}, {logQueries=true, logResponses=true, reopenInterval=1})
