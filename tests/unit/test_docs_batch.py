@@ -49,7 +49,7 @@ def test_example_is_what_a_node_sends(monkeypatch: pytest.MonkeyPatch) -> None:
     sender = codec("ams-1")
     monkeypatch.setattr("os.urandom", lambda count: b"\0\0\x2a"[-count:])
     sender.restore({})
-    sender._stream, sender._sequence = sequence.new_stream(SENT - 62), 6
+    sender._sending.stream, sender._sending.sequence = sequence.new_stream(SENT - 62), 6
     assert sender.encode(answers(), SENT) == ([example()], [])
 
 
