@@ -9,7 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from ipaddress import ip_network
+from pathlib import Path
 
+from cachebus import config as configuration
+from cachebus import registry
 from cachebus.answer import Evidence
 from cachebus.config import Config, models
 from cachebus.errors import ConfigError, FrameError
@@ -19,7 +22,7 @@ from cachebus.filters.policy import Policy, PolicySettings
 from cachebus.filters.settings import JudgeSettings, Pairing, ResolverFrames
 from cachebus.filters.trust import DirectJudge, DnstapJudge, IsFilled
 from cachebus.holdings import Holdings
-from cachebus.links import Owner, certificates
+from cachebus.links import Owner, certificates, make_codec, make_transport
 from cachebus.ports import Clock, Sink, Source
 from cachebus.shim.settings import LOOPBACK, ShimSettings, UpstreamSettings
 from cachebus.sinks.callback import CallbackSink
@@ -44,6 +47,22 @@ class Intake:
     name: str
     source: Source
     judge: Judge
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration, as far as the installed transports know whether it is right, too.
+
+    Raises `ConfigError`.
+    """
+    return configuration.load(
+        path, transport_types=tuple(registry.installed_transports()), try_transport=_try_transport
+    )
+
+
+def _try_transport(config: Config, name: str) -> None:
+    section, owner = config.transports[name], make_owner(config)
+    codec = make_codec(name, section, owner, start=None)
+    make_transport(name, section, owner, codec, lambda data, sender: None)
 
 
 def make_policy(share: models.Share) -> Policy:

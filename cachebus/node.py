@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from cachebus import __version__, assembly, links
-from cachebus import config as configuration
 from cachebus.admin.reports import lookup_report, peers_report, status_report, why_report
 from cachebus.admin.server import AdminServer
 from cachebus.admin.view import Report
@@ -35,7 +34,6 @@ from cachebus.metrics import render
 from cachebus.outlet import Outlet
 from cachebus.ports import Clock, Codec, Sink, Transport, Verdict
 from cachebus.publisher import Publisher
-from cachebus.registry import installed_transports
 from cachebus.sdnotify import Notifier
 from cachebus.shim.shim import Shim
 from cachebus.snapshot.service import Snapshots
@@ -305,7 +303,7 @@ class Node:
         """
         assert self._path is not None
         try:
-            config = configuration.load(self._path, transport_types=tuple(installed_transports()))
+            config = assembly.load(self._path)
             if (config.node, config.cluster, config.cache) != (
                 self._config.node, self._config.cluster, self._config.cache,
             ):  # fmt: skip
@@ -431,7 +429,7 @@ def run(path: Path) -> int:
     """
     import uvloop  # the daemon's loop: five times asyncio's rate of datagrams
 
-    config = configuration.load(path, transport_types=tuple(installed_transports()))
+    config = assembly.load(path)
     for warning in config.warnings:
         _log.warning("%s", warning)
     _raise_descriptor_limit()

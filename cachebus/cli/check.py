@@ -1,5 +1,5 @@
-"""`cachebus check`: is a configuration right? Reads it and its key files, and which transports are installed; opens
-no socket.
+"""`cachebus check`: is a configuration right? Reads it and its key files, and asks the installed transports; opens no
+socket.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def check(config: Path, as_json: bool) -> int:
     `FILE:LINE:COL: path.to.key: what is wrong`. What is allowed but doubtful goes to stderr and does not change the
     status.
     """
-    from cachebus.config import ConfigErrors, load
-    from cachebus.registry import installed_transports
+    from cachebus.assembly import load
+    from cachebus.config import ConfigErrors
 
     try:
-        checked = load(config, transport_types=tuple(installed_transports()))
+        checked = load(config)
     except ConfigErrors as error:
         for problem in error.problems:
             if as_json:

@@ -6,8 +6,9 @@ Turns pydantic's errors into sentences an operator can act on. Knows the keys by
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -22,7 +23,7 @@ from cachebus.config.models import Config
 from cachebus.config.problems import ConfigErrors, Place, Problem, suggest
 from cachebus.config.transports import OPTIONS, Transport
 from cachebus.config.values import parse_unix_path
-from cachebus.errors import ConfigError
+from cachebus.errors import CachebusError, ConfigError
 
 LATER: Mapping[str, frozenset[str]] = {
     "": frozenset({"hints"}),
@@ -32,6 +33,11 @@ LATER: Mapping[str, frozenset[str]] = {
 }
 """Keys that the contract names and this version does not have yet, by section (names and indexes left out)."""
 
+_OF_KEY = re.compile(r"([a-z_]+(?:\.[a-z0-9_-]+)*): (.+)", re.ASCII | re.DOTALL)
+"""How a transport's error names the key of its section that it is about."""
+Try = Callable[[Config, str], object]
+"""Makes the transport of a name, which opens nothing, and so lets it check its keys. Raises `CachebusError`."""
+
 _TAGGED = ("sources", "sinks")
 """Sections whose entries pydantic tells apart by `type`; its error locations then carry the type after the name."""
 
@@ -40,18 +46,19 @@ def load(
     path: str | Path,
     *,
     transport_types: Collection[str] | None = None,
+    try_transport: Try | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Config:
     """Read and check a configuration file, its key files included.
 
-    `transport_types` are those installed; None leaves that to whoever makes the transports. `environment` stands in
-    for the process's own. Raises `ConfigErrors`, a `ConfigError` that has every problem with its place.
+    `transport_types` are those installed, and `try_transport` asks each of them what it makes of its section; None
+    leaves that to whoever makes the transports. `environment` stands in for the process's own. Raises `ConfigErrors`, a
+    `ConfigError` that has every problem with its place.
     """
     path = Path(path)
     text, mode = _read(path)
-    return _load(
-        text, str(path), path.parent, mode, transport_types, os.environ if environment is None else environment
-    )
+    given = os.environ if environment is None else environment
+    return _load(text, str(path), path.parent, mode, transport_types, given, try_transport)
 
 
 def loads(
@@ -113,6 +120,7 @@ def _load(
     mode: int | None,
     transport_types: Collection[str] | None,
     environment: Mapping[str, str],
+    try_transport: Try | None = None,
 ) -> Config:
     document, problems = parse(text, file)
     value = document.value()
@@ -130,10 +138,25 @@ def _load(
         environment=environment,
         transport_types=transport_types,
     ).run(mode)
+    if try_transport is not None and not problems:
+        problems += _try_transports(config, document, try_transport)
     if problems:
         raise ConfigErrors(problems)
     config._warnings = tuple(warnings)  # the model is frozen; filled here, once
     return config
+
+
+def _try_transports(config: Config, document: Document, try_transport: Try) -> Iterator[Problem]:
+    for name in config.transports:
+        place: Place = ("transports", name)
+        try:
+            try_transport(config, name)
+        except CachebusError as error:
+            named = _OF_KEY.fullmatch(str(error))
+            if named is not None and document.at(*place, *named[1].split(".")) is not None:
+                yield document.problem((*place, *named[1].split(".")), named[2])
+            else:
+                yield document.problem(place, str(error), at_key=True)
 
 
 def _at_key(place: Place) -> bool:

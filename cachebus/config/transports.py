@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr
 
 from cachebus.answer import Evidence
 from cachebus.config.section import MAX_NAMES, Question, Section
-from cachebus.config.values import Duration, File, Label, Level, Levels, Size, TypeName
+from cachebus.config.values import Duration, File, Label, Level, Levels, PublicKey, Size, TypeName
 
 
 class CodecName(Enum):
@@ -207,11 +207,11 @@ class Curve(Section):
 
     secret: File
     """File of this node's key pair, mode 0600."""
-    server: str | Mapping[str, str] | None = None
+    server: PublicKey | Mapping[str, PublicKey] | None = None
     """Public key (Z85) of the other end, where this end connects; a file with it as `file:PATH`; or a name of `allow`.
     Where there are several other ends: a mapping of their endpoints to these."""
-    allow: Mapping[str, str] = Field(default_factory=dict, max_length=MAX_NAMES)
-    """Names of nodes and their public keys (Z85, or `file:PATH`), where this end is connected to."""
+    allow: PublicKey | Annotated[Mapping[str, PublicKey], Field(max_length=MAX_NAMES)] = Field(default_factory=dict)
+    """Names of nodes and their public keys (Z85, or `file:PATH`), or `file:PATH` of all, where others connect."""
 
 
 class Hub(Section):

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     GetJsonSchemaHandler,
@@ -218,6 +219,10 @@ def _file(value: object, info: ValidationInfo) -> Path:
     return (context["directory"] if isinstance(context, dict) else Path()) / value
 
 
+def _public_key(text: str, info: ValidationInfo) -> str:
+    return f"file:{_file(text.removeprefix('file:'), info)}" if text.startswith("file:") else text
+
+
 def kind_of(value: object) -> str:
     """Say what a value is, in YAML's words."""
     match value:
@@ -282,6 +287,8 @@ Levels = Annotated[tuple[Level, ...], BeforeValidator(as_list), Field(min_length
 File = Annotated[
     Path, PlainValidator(_file), PlainSerializer(str, return_type=str), _schema("file; relative to the configuration's")
 ]
+PublicKey = Annotated[str, AfterValidator(_public_key)]
+"""A public key, or `file:PATH` of one; relative to the configuration's directory."""
 Network = Annotated[
     ipaddress.IPv4Network | ipaddress.IPv6Network,
     _from_text(parse_network, ipaddress.IPv4Network, ipaddress.IPv6Network),

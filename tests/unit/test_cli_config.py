@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,14 @@ from cachebus.config import load
 from cachebus.config.keyfile import read_key_file
 
 Captured = pytest.CaptureFixture[str]
+UDP = EntryPoint("udp", "cachebus_transports.udp:UdpTransport", registry.GROUP)
+ZEROMQ = EntryPoint("zeromq", "cachebus_transports.zeromq:ZeromqTransport", registry.GROUP)
+MQTT = EntryPoint("mqtt", "cachebus_transports.mqtt:MqttTransport", registry.GROUP)
 
 
 @pytest.fixture(autouse=True)
 def _udp_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "installed_transports", lambda: {"udp": None})
+    monkeypatch.setattr(registry, "installed_transports", lambda found=None: {"udp": UDP})
 
 
 def write(path: Path, text: str) -> Path:
@@ -57,6 +61,58 @@ def test_check_knows_which_transports_are_installed(tmp_path: Path, capsys: Capt
         f"{path}:2:24: transports.t.type: no transport 'upd' is installed (did you mean udp?)\n"
         f"{path}:2:40: transports.m.type: no transport 'kafka' is installed\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        ("{type: zeromq, bind: ['tcp://localhost:1'], key: k}",
+         "26: transports.t.bind: 'localhost:1' is not ADDRESS:PORT with an address literal (names are not resolved)"),
+        ("{type: zeromq, bind: ['tcp://127.0.0.1:1'], curve: {secret: other}, key: k}",
+         "65: transports.t.curve.secret: key file {there}/other: No such file or directory"),
+        ("{type: zeromq, connect: ['tcp://127.0.0.1:1'], curve: {secret: a.curve, server: 'file:b.curve'}, key: k}",
+         ("85: transports.t.curve.server: key file {there}/b.curve: "
+          "holds something other than lines NAME:curve-public:KEY")),
+        ("{type: mqtt, url: 'mqtt://h?x=1', key: k}", "23: transports.t.url: takes no ? or #"),
+        ("{type: mqtt, url: 'mqtt://h/other', key: k}",
+         "23: transports.t.url: names the cluster 'other', but this node is of 'default'"),
+        ("{type: udp, listen: '[fe80::1%nowhere]:1', key: k}",
+         "2: transports.t: '[fe80::1%nowhere]:1': no such zone on this host"),
+    ],
+)  # fmt: skip
+def test_check_asks_the_transports_themselves(
+    entry: str, found: str, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = {"udp": UDP, "zeromq": ZEROMQ, "mqtt": MQTT}
+    monkeypatch.setattr(registry, "installed_transports", lambda found=None: installed)
+    monkeypatch.chdir("/")  # files are looked for beside the configuration
+    for name in ("a", "b"):
+        assert main(["keygen", "curve", name, "-o", str(tmp_path / f"{name}.curve")]) == 0
+    key = "keys: {k: {algorithm: hmac-sha256, secret: MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=}}"
+    path = write(tmp_path / "c.yaml", f"node: a\n{key}\ntransports:\n t: {entry}\n")
+    path.chmod(0o600)
+    capsys.readouterr()
+    assert main(["check", "-c", str(path)]) == 1
+    assert capsys.readouterr().out == f"{path}:4:{found.format(there=tmp_path)}\n"
+
+
+@pytest.mark.parametrize("allow", ["'file:b.curve.pub'", "{b: 'file:b.curve.pub'}"])
+def test_check_finds_public_keys_beside_the_configuration(
+    allow: str, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "installed_transports", lambda found=None: {"zeromq": ZEROMQ})
+    monkeypatch.chdir("/")
+    for name in ("a", "b"):
+        assert main(["keygen", "curve", name, "-o", str(tmp_path / f"{name}.curve")]) == 0
+    key = "keys: {k: {algorithm: hmac-sha256, secret: MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=}}"
+    curve = f"{{secret: a.curve, allow: {allow}, server: {{'tcp://127.0.0.1:2': 'file:b.curve.pub'}}}}"
+    ends = "bind: ['tcp://127.0.0.1:1'], connect: ['tcp://127.0.0.1:2']"
+    path = write(
+        tmp_path / "c.yaml", f"node: a\n{key}\ntransports:\n t: {{type: zeromq, key: k, {ends}, curve: {curve}}}\n"
+    )
+    path.chmod(0o600)
+    capsys.readouterr()
+    assert main(["check", "-c", str(path)]) == 0, capsys.readouterr().out
 
 
 def test_check_warns_on_stderr_only(tmp_path: Path, capsys: Captured) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,10 +79,20 @@ def read_curve(value: object) -> Curve | None:
         raise ConfigError("curve: is a mapping of `secret`, `server` and `allow`")
     if not isinstance(value.get("secret"), str | Path):
         raise ConfigError("curve.secret: is the path of a key file; `cachebus keygen curve` makes one")
-    pair = read_secret_file(_path(value["secret"]))
+    with about("curve.secret"):
+        pair = read_secret_file(_path(value["secret"]))
     allowed = _allowed(value.get("allow"))
     named = {name: z85.encode(key) for key, name in allowed.items()}
     return Curve(pair, allowed, _server(value.get("server"), named))
+
+
+@contextlib.contextmanager
+def about(key: str) -> Iterator[None]:
+    """Let the `ConfigError`s of what is done in it begin with the key of the configuration that they are about."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from None
 
 
 def read_secret_file(path: Path) -> CurvePair:
@@ -112,7 +122,8 @@ def parse_public(text: object, where: str) -> bytes:
         raise ConfigError(f"{where}: is a public key of 40 characters (Z85), or file:PATH")
     if not text.startswith("file:"):
         return _z85(text, where)
-    (found, *more) = read_allow_file(_path(text)) or (None,)
+    with about(where):
+        (found, *more) = read_allow_file(_path(text)) or (None,)
     if found is None or more:
         raise ConfigError(f"{where}: the file holds not exactly one public key")
     return z85.encode(found)
@@ -122,7 +133,8 @@ def _allowed(value: object) -> dict[bytes, str]:
     if value is None:
         return {}
     if isinstance(value, str) and value.startswith("file:"):
-        return read_allow_file(_path(value))
+        with about("curve.allow"):
+            return read_allow_file(_path(value))
     if not isinstance(value, Mapping):
         raise ConfigError("curve.allow: is a mapping of names to public keys, or file:PATH")
     found: dict[bytes, str] = {}

@@ -29,7 +29,7 @@ import zmq
 
 from cachebus.errors import ConfigError, TransportError
 from cachebus.ports import Receive, Sender, TransportSettings
-from cachebus_transports._zmq_curve import Curve, read_curve
+from cachebus_transports._zmq_curve import Curve, about, read_curve
 from cachebus_transports._zmq_link import (
     MAX_MESSAGE,
     MESSAGE_COST,
@@ -330,8 +330,10 @@ class _Plan:
             raise ConfigError("hub: is a mapping of `publishers` and `subscribers`, the hub's two addresses")
         if self.publish_on:
             raise ConfigError("`bind` is for a mesh; with `hub` this node binds nothing")
-        self.publish_to = parse_zmq(hub["publishers"])
-        self.subscribe_at = (*self.subscribe_at, parse_zmq(hub["subscribers"]))
+        with about("hub.publishers"):
+            self.publish_to = parse_zmq(hub["publishers"])
+        with about("hub.subscribers"):
+            self.subscribe_at = (*self.subscribe_at, parse_zmq(hub["subscribers"]))
 
     def _add_url(self, url: str, direction: object) -> None:
         parts = urlsplit(url)
@@ -358,7 +360,8 @@ def _endpoints(key: str, value: object, *, any_port: bool = False) -> tuple[Endp
         return ()
     if not isinstance(value, list | tuple) or len(value) > MAX_ENDPOINTS:
         raise ConfigError(f"{key}: is a list of at most {MAX_ENDPOINTS} addresses")
-    return tuple(dict.fromkeys(parse_zmq(text, any_port=any_port) for text in value))
+    with about(key):
+        return tuple(dict.fromkeys(parse_zmq(text, any_port=any_port) for text in value))
 
 
 def _sender_of(frame: zmq.Frame, endpoint: Endpoint) -> Sender:
