@@ -13,8 +13,7 @@ import secrets
 import socket
 import time
 import weakref
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -31,10 +30,10 @@ from cachebus.filters.settings import JudgeSettings
 from cachebus.links import Owner, make_codec, make_collect, make_transport
 from cachebus.outlet import Outlet
 from cachebus.ports import Clock, Codec, Datagram, Receive, Sender, Transport
-from cachebus.presentation import name_from_text, name_to_text, type_from_text
+from cachebus.presentation import name_to_text
+from cachebus.reader import Answers, Batches, Reader, Wanted
 from cachebus.subscriber import in_batches
 from cachebus.urls import KEY, Beside, Link, Role, Url, make_link, names, parse_url
-from cachebus.wire.name import is_at_or_below
 from cachebus.wire.tsig import Key
 
 if TYPE_CHECKING:
@@ -46,9 +45,6 @@ HELLO_INTERVAL = 30.0
 """Seconds between two hellos of a tool that publishes: half of the age at which a message is too old."""
 TICK = 1.0
 """Seconds between two looks at the clock that nobody sets."""
-ROUND = 64
-"""Answers that `subscribe` gives before the event loop gets its turn: reading must not keep sockets from being read."""
-
 KeyLike = str | KeyMaterial | Key
 """`NAME:ALG:BASE64`, `file:PATH`, `env:VAR`; or a key that was read before, with what its holder may claim."""
 Refused = Callable[[Refusal, Sender], None]
@@ -294,7 +290,7 @@ class Bus:
     ) -> Reader:
         if not self._link.receives:
             raise ConfigError(f"{self._opening.url.scheme}: nothing arrives on this link: it has nobody to hear")
-        reader = Reader(_Wanted.of(types, names, origins), self._waiting, self)
+        reader = Reader(Wanted.of(types, names, origins), self._waiting, self.forget)
         self._readers.add(reader)
         return reader
 
@@ -443,136 +439,6 @@ class _Taker:
         self._bus.take(self._codec, batch)
 
 
-class _Wanted:
-    """Which answers somebody asked for."""
-
-    def __init__(self, types: frozenset[int] | None, names: tuple[bytes, ...] | None, origins: frozenset[str] | None):
-        self._types = types
-        self._names = names
-        self._origins = origins
-
-    @classmethod
-    def of(
-        cls, types: Iterable[str | int] | None, names: Iterable[str] | None, origins: Collection[str] | None
-    ) -> _Wanted:
-        for key, value in (("types", types), ("names", names), ("origins", origins)):
-            if isinstance(value, str | bytes):
-                raise ConfigError(f"{key}: is a set of several, not one text")
-        try:
-            codes = None if types is None else frozenset(_type_code(one) for one in types)
-            zones = None if names is None else tuple(map(name_from_text, names))
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        return cls(codes, zones, None if origins is None else frozenset(origins))
-
-    @property
-    def everything(self) -> bool:
-        return self._types is None and self._names is None and self._origins is None
-
-    def __call__(self, answer: Answer) -> bool:
-        if self._types is not None and answer.qtype not in self._types:
-            return False
-        if self._origins is not None and answer.origin not in self._origins:
-            return False
-        return self._names is None or any(is_at_or_below(answer.qname, zone) for zone in self._names)
-
-
-class Reader:
-    """The queue of one subscriber."""
-
-    def __init__(self, wanted: _Wanted, limit: int, bus: Bus) -> None:
-        self._wanted = wanted
-        self._limit = limit
-        self._bus = bus
-        self._waiting: deque[Answer] = deque()
-        self._arrived = asyncio.Event()
-        self._ended = False
-        self.missed = 0
-        """Answers given up, the oldest first, because they were not taken in time."""
-
-    def put(self, answers: Sequence[Answer]) -> int:
-        """Take answers that arrived; give how many were given up for them."""
-        wanted = self._wanted
-        self._waiting.extend(answers if wanted.everything else filter(wanted, answers))
-        missed = max(0, len(self._waiting) - self._limit)
-        for _ in range(missed):
-            self._waiting.popleft()
-        self.missed += missed
-        if self._waiting:
-            self._arrived.set()
-        return missed
-
-    def end(self) -> None:
-        """Let the iteration end once everything that waits was given."""
-        self._ended = True
-        self._arrived.set()
-        self._bus.forget(self)
-
-    async def wait(self) -> bool:
-        """Wait until something is there; whether it is."""
-        while not self._waiting and not self._ended:
-            self._arrived.clear()
-            await self._arrived.wait()
-        return bool(self._waiting)
-
-    def take(self) -> Answer:
-        """The oldest."""
-        return self._waiting.popleft()
-
-    def take_all(self) -> list[Answer]:
-        """All that wait, the oldest first."""
-        answers = list(self._waiting)
-        self._waiting.clear()
-        return answers
-
-
-class Answers(AsyncIterator[Answer]):
-    """What `Bus.subscribe` gives: an asynchronous iterator. Dropping it, or `end`, ends the subscription."""
-
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-        self._given = 0
-
-    @property
-    def missed(self) -> int:
-        """Answers that this subscriber was too slow for."""
-        return self._reader.missed
-
-    def end(self) -> None:
-        """Subscribe no more; what waits is still given."""
-        self._reader.end()
-
-    async def __anext__(self) -> Answer:
-        self._given += 1
-        if not self._given % ROUND:
-            await asyncio.sleep(0)
-        if not await self._reader.wait():
-            raise StopAsyncIteration
-        return self._reader.take()
-
-
-class Batches(AsyncIterator[Sequence[Answer]]):
-    """What `Bus.batches` gives; see `Answers`."""
-
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-
-    @property
-    def missed(self) -> int:
-        """Answers that this subscriber was too slow for."""
-        return self._reader.missed
-
-    def end(self) -> None:
-        """Subscribe no more; what waits is still given."""
-        self._reader.end()
-
-    async def __anext__(self) -> Sequence[Answer]:
-        await asyncio.sleep(0)
-        if not await self._reader.wait():
-            raise StopAsyncIteration
-        return self._reader.take_all()
-
-
 async def _resolve(host: str, port: int) -> str:
     """First address of a host. Raises `TransportError`."""
     try:
@@ -610,14 +476,6 @@ def _level(given: Evidence | str) -> Evidence:
         return Evidence[given.upper()]
     except KeyError:
         raise ConfigError(f"evidence is {', '.join(one.text for one in Evidence)}") from None
-
-
-def _type_code(given: str | int) -> int:
-    if isinstance(given, str):
-        return type_from_text(given)
-    if not 0 <= given <= 0xFFFF:
-        raise ValueError(f"no such record type: {given}")
-    return int(given)
 
 
 def _path(given: str | os.PathLike[str] | None) -> Path | None:

@@ -15,7 +15,7 @@ import pytest
 
 import cachebus
 from cachebus import Answer, Evidence, Refusal, RRset
-from cachebus.client import Bus
+from cachebus.client import Answers, Bus
 from cachebus.errors import ConfigError, MessageError, TransportError
 from cachebus.presentation import name_from_text
 from cachebus.wire.message import pack
@@ -86,7 +86,7 @@ async def test_what_is_published_arrives(name: str, tmp_path: Path) -> None:
         assert (receiver.gaps, receiver.missed, receiver.refused) == (0, 0, {})
 
 
-async def reached(sender: Bus, answers: cachebus.client.Answers) -> Answer:
+async def reached(sender: Bus, answers: Answers) -> Answer:
     """Publish until something arrives, and give it; nothing else is on its way then."""
     async with asyncio.timeout(DEADLINE):
         waiting = asyncio.ensure_future(anext(answers))
@@ -104,7 +104,7 @@ async def reached(sender: Bus, answers: cachebus.client.Answers) -> Answer:
                 return last
 
 
-async def several(answers: cachebus.client.Answers, count: int) -> list[Answer]:
+async def several(answers: Answers, count: int) -> list[Answer]:
     async with asyncio.timeout(DEADLINE):
         return [await anext(answers) for _ in range(count)]
 
