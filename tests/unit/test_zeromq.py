@@ -19,6 +19,7 @@ from cachebus_transports.zeromq_hub import ZeromqHub
 from cachebus.cli import main
 from cachebus.errors import ConfigError, TransportError
 from cachebus.ports import Sender, TransportSettings
+from tests.servers import free_port
 
 DEADLINE = 5.0
 
@@ -237,6 +238,42 @@ class TestSending:
         async with ZeromqTransport(settings(bind=["tcp://127.0.0.1:0"]), ignore) as publisher:
             publisher.send(b"x")
         assert publisher.statistics()["dropped"] == 1
+
+
+class TestLog:
+    async def test_a_peer_that_is_away_and_one_that_goes_are_reported_once(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO")
+        endpoint = f"tcp://127.0.0.1:{free_port()}"
+        async with ZeromqTransport(settings(connect=[endpoint]), ignore) as subscriber:
+            await until(lambda: len(caplog.messages) == 1)
+            await asyncio.sleep(0.5)  # some more attempts
+            async with ZeromqTransport(settings(bind=[endpoint]), ignore):
+                await until(lambda: subscriber.statistics()["connections"] == 1)
+            await until(lambda: len(caplog.messages) == 3)
+            async with ZeromqTransport(settings(bind=[endpoint]), ignore):
+                await until(lambda: subscriber.statistics()["connects"] == 2)
+        assert caplog.messages[:4] == [
+            f"transport bus: no link to {endpoint}: nobody answers",
+            f"transport bus: linked to {endpoint}",
+            f"transport bus: no link to {endpoint}: it ended",
+            f"transport bus: linked to {endpoint}",
+        ]
+
+    async def test_a_peer_that_refuses_our_key_is_reported_once(
+        self, keys: Keys, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        files = {name: keys.make(name) for name in ("one", "two", "three")}
+        allow = {"three": keys.public["three"]}
+        async with ZeromqTransport(
+            settings("zmq+tcp://127.0.0.1:0?bind=1", curve={"secret": files["one"], "allow": allow}), ignore
+        ) as publisher:
+            (endpoint,) = publisher.endpoints
+            curve = {"secret": files["two"], "server": keys.public["one"]}
+            async with ZeromqTransport(settings(connect=[endpoint], curve=curve), ignore) as refused:
+                await until(lambda: refused.statistics()["failed_handshakes"] >= 2)
+        assert caplog.messages.count(f"transport bus: no link to {endpoint}: the handshake failed") == 1
 
 
 class TestWhatOthersDo:

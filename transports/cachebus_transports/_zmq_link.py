@@ -175,28 +175,44 @@ class Reader:
 
 
 class Watch:
-    """Connects a socket again whose endpoint libzmq has given up."""
+    """Connects a socket again whose endpoint libzmq has given up, and tells once when a link is missing or back."""
 
-    def __init__(self, opened: Socket) -> None:
+    def __init__(self, name: str, opened: Socket) -> None:
+        self._name = name
         self._opened = opened
+        self._told = False
         self._timer: asyncio.TimerHandle | None = None
         self.endpoint: str | None = None
         """Where it connects; None for a socket that is bound, to which others come back by themselves."""
 
-    def lost(self) -> None:
+    def stands(self) -> None:
+        """The link came about."""
+        self._told = False
+        if self.endpoint is not None:
+            _log.info("%s: linked to %s", self._name, self.endpoint)
+
+    def lost(self, reason: str) -> None:
         """The link is gone, or did not come about."""
+        self._tell(reason)
         if self.endpoint is not None and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(REVIVE, self._revive, self.endpoint)
 
-    def tries(self) -> None:
-        """libzmq connects."""
+    def tries(self, *, again: bool) -> None:
+        """libzmq connects; `again`: nobody was there."""
         self.close()
+        if again:
+            self._tell("nobody answers")
 
     def close(self) -> None:
         """Leave it be."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _tell(self, reason: str) -> None:
+        if self.endpoint is not None and not self._told:
+            self._told = True
+            _log.warning("%s: no link to %s: %s", self._name, self.endpoint, reason)
 
     def _revive(self, endpoint: str) -> None:
         self._timer = None
@@ -232,7 +248,8 @@ class Links:
         """A socket with every limit set. With CURVE it is the `server`, or knows the key of its `peer` (endpoint)."""
         assert self._context is not None
         opened = self._plain(kind)
-        opened.set(zmq.LINGER, LINGER if kind in (zmq.PUB, zmq.XPUB) else 0)
+        if kind in (zmq.PUB, zmq.XPUB):
+            opened.set(zmq.LINGER, LINGER)
         opened.set(zmq.SNDHWM, self._hwm)
         opened.set(zmq.RCVHWM, self._hwm)
         opened.set(zmq.MAXMSGSIZE, MAX_MESSAGE + _CURVE_OVERHEAD)
@@ -297,6 +314,7 @@ class Links:
     def _plain(self, kind: int) -> Socket:
         assert self._context is not None
         opened = self._context.socket(kind)
+        opened.set(zmq.LINGER, 0)  # libzmq's own default waits without end
         self._sockets.append(opened)
         return opened
 
@@ -306,7 +324,7 @@ class Links:
         opened.monitor(endpoint, _EVENTS)
         events = self._plain(zmq.PAIR)
         events.connect(endpoint)
-        watch = self._watches[opened] = Watch(opened)
+        watch = self._watches[opened] = Watch(self._name, opened)
         self.read(events, lambda: self._note(events, watch))
 
     def _note(self, events: Socket, watch: Watch) -> bool:
@@ -314,15 +332,16 @@ class Links:
             for _ in range(SLICE // MESSAGE_COST):
                 event, _ = _EVENT.unpack(events.recv_multipart(zmq.NOBLOCK)[0])
                 if event in _TRYING:
-                    watch.tries()
+                    watch.tries(again=event == zmq.EVENT_CONNECT_RETRIED)
                 elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self.connects += 1
+                    watch.stands()
                 elif event == zmq.EVENT_DISCONNECTED:
                     self._closed += 1
-                    watch.lost()
+                    watch.lost("it ended")
                 else:
                     self.failures += 1
-                    watch.lost()
+                    watch.lost("the handshake failed")
             return True
         return False
 
