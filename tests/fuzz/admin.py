@@ -8,7 +8,7 @@ import io
 import json
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from random import Random
 from typing import Any, cast
 from unittest.mock import patch
@@ -23,7 +23,7 @@ from cachebus.admin.view import Report
 from cachebus.answer import Answer, Evidence, RRset
 from cachebus.cache import Cache
 from cachebus.cli.present import records_to_text
-from cachebus.errors import NodeUnreachable
+from cachebus.errors import FrameError, NodeUnreachable
 from cachebus.presentation import TYPES, name_to_text
 from cachebus.wire.message import NOERROR, NXDOMAIN, pack
 from tests.fuzz.bus import NOW
@@ -147,6 +147,12 @@ class _View:
 
     def metrics(self) -> bytes:
         return b"# none\n"
+
+    async def give_copy(self) -> AsyncIterator[bytes]:
+        yield b""
+
+    async def take_copy(self, pieces: AsyncIterator[bytes]) -> Report:
+        raise FrameError("no copy")
 
     def lookup(self, qname: bytes, qtype: int | None, now: float) -> list[Report]:
         return list(lookup_report(self._cache, qname, qtype, now))
