@@ -371,14 +371,15 @@ def _raw(
 def _fit(columns: Columns, names: list[bytes]) -> bool:
     """Whether the columns are as long as they say of each other."""
     heads, rows, _, rdatas = columns
-    sets = sum([head[1] for head in heads])
+    sets = [head[1] for head in heads]
     records = named = 0
     for row in rows:
         records += row[2] + row[3]
         named += row[4]
-        if row[4] > 1:
+        if row[4] > 1 or not row[2]:
             return False
-    return sets == len(rows) and records == len(rdatas) and named + len(heads) == len(names)
+    # No answer and no RRset is empty: else some bytes, compressed, would cost as much as all that an envelope can hold.
+    return 0 not in sets and sum(sets) == len(rows) and records == len(rdatas) and named + len(heads) == len(names)
 
 
 def _levels(key: Key, accept: frozenset[Evidence]) -> list[Evidence | None]:

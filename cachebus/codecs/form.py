@@ -26,6 +26,9 @@ Raw = tuple[bytes, int, int, list[bytes], list[bytes]]
 MAX_LINKS: Final = 8
 """RRsets of a chain that is proved the short way."""
 _MAX_RDATA: Final = 0xFFFF
+MAX_PACKED: Final = 0xFFFF - 12 - 5
+"""Bytes of an answer's packed records: what stands in a DNS message beside its header and the shortest question. More
+was never learned by DNS, and could never be told to a client: it would only stand in the way of what can."""
 _LONG_WAY = frozenset({3, 4, 7, 8, 9, 14, 17, 18, 21, 26, 35, 36, 39}) | rrtypes.NEVER_SHARED | rrtypes.INFRASTRUCTURE
 _FIXED = {rrtypes.A: 4, rrtypes.AAAA: 16}
 _NAME_AT = {rrtypes.CNAME: 0, rrtypes.PTR: 0, rrtypes.MX: 2, rrtypes.SRV: 6}
@@ -87,7 +90,7 @@ def check(
     `learned` is when the TTLs begin, in seconds since the epoch; whether anything is left of them now, the caller has
     to see. All names are looked at. Types, TTLs and RDATAs may be anything within their Python types. Every RRset given
     must be part of the chain: `BROKEN_CHAIN` otherwise. `MALFORMED` for names or RDATA that are not well-formed or
-    compressed, for RDATA or an RRSIG given twice, and for an RRset without any.
+    compressed, for RDATA or an RRSIG given twice, and for an RRset without any; `OVERSIZE` beyond `MAX_PACKED`.
     """
     for name in (qname, *[rrset[0] for rrset in rrsets if rrset[0] != qname]):
         try:
@@ -122,6 +125,7 @@ def take_usual(
         return None
     name = qname
     chain: tuple[RRset, ...] = ()
+    room = MAX_PACKED
     must_be_signed = evidence is Evidence.VALIDATED
     for owner, rrtype, ttl, rdatas, signatures in rrsets:
         count -= 1
@@ -130,12 +134,13 @@ def take_usual(
         rrset = usual_rrset(owner, rrtype, ttl, rdatas, signatures, learned, max_ttl)
         if rrset is None or (must_be_signed and not signatures):
             return None
+        room -= len(rrset[3]) + len(rrset[4])
         chain += (rrset,)
         if count:
             name = rdatas[0].lower()
             if len(rdatas) > 1 or any(name == link[0] for link in chain):
                 return None
-    return chain
+    return chain if room >= 0 else None
 
 
 def usual_rrset(
@@ -155,7 +160,7 @@ def usual_rrset(
         elif name_at >= 0:
             if size - name_at > _LONGEST_NAME or _ONE_NAME(rdata, name_at) is None:
                 return None
-        elif size > _MAX_RDATA:
+        elif size > MAX_PACKED - 12:
             return None
         rrs = _PACKED(_OWNER, rrtype, 1, ttl, size) + rdata
     else:
@@ -175,7 +180,7 @@ def usual_rrset(
         if left <= 0:
             return None
         sigs += _PACKED(_OWNER, _RRSIG, 1, ttl, len(signature)) + signature
-    return _new(RRset, (owner, rrtype, left, rrs, sigs)) if len(sigs) <= _MAX_RDATA else None
+    return _new(RRset, (owner, rrtype, left, rrs, sigs)) if len(rrs) + len(sigs) <= MAX_PACKED else None
 
 
 def _several(rrtype: int, ttl: int, rdatas: list[bytes], fixed: int, name_at: int) -> bytes | None:
@@ -186,6 +191,8 @@ def _several(rrtype: int, ttl: int, rdatas: list[bytes], fixed: int, name_at: in
         for rdata in rdatas:
             if len(rdata) != fixed:
                 return None
+        if len(rdatas) * (12 + fixed) > MAX_PACKED:
+            return None
         head = _PACKED(_OWNER, rrtype, 1, ttl, fixed)
         return head + head.join(rdatas)
     pieces: list[bytes] = []
@@ -197,7 +204,8 @@ def _several(rrtype: int, ttl: int, rdatas: list[bytes], fixed: int, name_at: in
         elif size > _MAX_RDATA:
             return None
         pieces += (_PACKED(_OWNER, rrtype, 1, ttl, size), rdata)
-    return b"".join(pieces)
+    packed = b"".join(pieces)
+    return packed if len(packed) <= MAX_PACKED else None
 
 
 def _left(signature: bytes, covered: int, owner: bytes, now: int) -> int:
@@ -247,6 +255,8 @@ def _long_way(
     )
     if isinstance(chain, Refusal):
         return chain
+    if sum([len(rrset.rrs) + len(rrset.sigs) for rrset in chain]) > MAX_PACKED:
+        return Refusal.OVERSIZE
     return chain if packed.keys() <= {(rrset.owner, rrset.type) for rrset in chain} else Refusal.BROKEN_CHAIN
 
 

@@ -234,10 +234,10 @@ def test_what_is_not_sent() -> None:
 
 
 def test_as_many_records_as_are_taken() -> None:
-    half = answer(RRset(b"\1a\0", 1, 60, pack(1, 60, [n.to_bytes(4, "big") for n in range(MAX_ITEMS // 2)])))
-    messages, left_out = codec("a", max_message=MAX_ENVELOPE).encode([half, half, address()], NOW)
+    part = answer(RRset(b"\1a\0", 1, 60, pack(1, 60, [n.to_bytes(4, "big") for n in range(MAX_ITEMS // 8)])))
+    messages, left_out = codec("a", max_message=MAX_ENVELOPE).encode([part] * 8 + [address()], NOW)
     assert (len(messages), left_out) == (2, [])
-    assert len(taken_all(messages)) == 3
+    assert len(taken_all(messages)) == 9
 
 
 def test_too_short_or_too_long_a_limit() -> None:
@@ -609,6 +609,33 @@ def test_an_empty_payload_of_columns_is_an_envelope_without_answers() -> None:
     assert taken(envelope(body(columns([], [], [], [])))) == []
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(1).to_bytes(1) + bytes(7), b"", b"\0"],
+        [b"\1\1\0\1" + bytes(4), struct.pack("!HIHBB", 1, 300, 0, 0, 0), b"\0"],
+    ],
+)
+def test_an_answer_without_rrsets_and_an_rrset_without_records_cost_the_envelope(parts: list[bytes]) -> None:
+    assert refused(envelope(body(msgpack.packb(parts)))) is Refusal.MALFORMED
+    many = zstd.compress(msgpack.packb([parts[0] * 10_000, parts[1] * 10_000, parts[2] * 10_000]))
+    assert refused(envelope(body(many, compression=1))) is Refusal.MALFORMED  # and not ten thousand times
+
+
+@pytest.mark.parametrize(
+    ("rrtype", "rdatas"),
+    [
+        (1, [number.to_bytes(4) for number in range(5000)]),
+        (16, [bytes((number,)) * 60_000 for number in range(2)]),
+        (16, [bytes(65_530)]),
+        (15, [bytes((number >> 8, number & 255)) + b"\x3f" + bytes(63) + b"\0" for number in range(1000)]),
+    ],
+)
+def test_more_than_a_dns_message_holds_is_no_answer(rrtype: int, rdatas: list[bytes]) -> None:
+    payload = columns([(1, 1, rrtype, 0)], [(rrtype, 300, len(rdatas), 0, 0)], ["www.example.com"], rdatas)
+    assert refused(envelope(body(payload))) is Refusal.OVERSIZE
+
+
 def test_decompression_is_bounded() -> None:
     bomb = zstd.compress(bytes(100 << 20))
     assert refused(envelope(body(bomb, compression=1))) is Refusal.OVERSIZE
@@ -679,7 +706,7 @@ def test_named_owners_are_right_too() -> None:
     [
         (Refusal.NO_ANSWER, hostile(ALIAS, qtype=1)),
         (Refusal.NO_ANSWER, hostile(WWW, qname="mail.example.com")),
-        (Refusal.NO_ANSWER, envelope(body(columns([(1, 0, 1, 0)], [], ["a.test"], [])))),
+        (Refusal.MALFORMED, envelope(body(columns([(1, 0, 1, 0)], [], ["a.test"], [])))),
         (Refusal.BROKEN_CHAIN, hostile(ALIAS, rrset("www.bank.com", "A", "192.0.2.1"), WWW)),
         (Refusal.BROKEN_CHAIN, hostile(ALIAS, WWW, WWW)),
         (Refusal.BROKEN_CHAIN, hostile(ALIAS, rrset("alias.example.com", "A", "192.0.2.6"))),
