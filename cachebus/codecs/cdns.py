@@ -7,10 +7,11 @@ cache the cache's; how the bytes stand is known to `wire.cdns_write` and `wire.c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from cachebus import __version__
 from cachebus.answer import Answer, Evidence, Refusal, RRset
@@ -33,6 +34,11 @@ FLUSH_COUNT = 512
 """Answers that wait for each other at most: the tables of a block gain with its size, see docs/wire/cdns.md."""
 MAX_SENDERS = 10_000
 """Senders whose levels are remembered."""
+MAX_COPIED_ORIGINS = 4096
+"""Origins that one copy of a cache may name: the cache tells 60,000 apart for as long as it lives, and no cluster has
+as many nodes."""
+_IS_ORIGIN: Final = re.compile(r"[A-Za-z0-9.:%_-]{1,63}").fullmatch
+"""A node's name, or an address where a key is bound to no node: it goes to logs and terminals, and into the cache."""
 _VALIDATED = Evidence.VALIDATED
 _LEVEL = 3
 _new = tuple.__new__
@@ -96,6 +102,7 @@ class CdnsCodec:
         self._room = settings.max_message - len(self.framing.before) - BLOCK_OVERHEAD
         self._preambles = PreambleReader()
         self._senders: dict[Sender, _Sender | Refusal] = {}
+        self._copied: set[str] = set()
         self._streams = Streams(start=start)
         self._offsets = ClockOffsets()
         self._policies: dict[str, bool] = {}
@@ -255,10 +262,15 @@ class CdnsCodec:
         settings = self._settings
         if head.cluster != settings.cluster:
             return Refusal.WRONG_CLUSTER
-        if not host or (known.origins is not None and host not in known.origins):
+        if not _IS_ORIGIN(host) or (known.origins is not None and host not in known.origins):
             return Refusal.WRONG_ORIGIN
-        if head.origin and not settings.snapshot:
-            return Refusal.WRONG_ORIGIN  # nobody passes on, live, what others learned
+        if head.origin:
+            if not settings.snapshot or not _IS_ORIGIN(head.origin):
+                return Refusal.WRONG_ORIGIN  # nobody passes on, live, what others learned
+            self._copied.add(head.origin)
+            if len(self._copied) > MAX_COPIED_ORIGINS:
+                self._copied.discard(head.origin)
+                return Refusal.OVERLOAD
         sent = head.sent / 1000
         refusal = self._streams.refuse_time(sent, now)
         if refusal is not None:
@@ -331,7 +343,7 @@ class CdnsCodec:
         if isinstance(sender, str):
             peer = settings.peers.get(sender)
             known = Refusal.UNKNOWN_KEY if peer is None else _Sender(peer.origins, sender, self._levels(peer))
-        elif settings.insecure_link and ip_address(sender[0].partition("%")[0]).is_loopback:
+        elif settings.insecure_link and _is_loopback(sender[0]):
             known = _Sender(None, "", self._levels(Peer()))
         else:
             known = Refusal.UNSIGNED
@@ -349,3 +361,10 @@ class CdnsCodec:
                 weak = taken not in self._settings.accept
                 levels[level | bit] = Refusal.EVIDENCE_TOO_WEAK if weak else (taken, bool(bit))
         return levels
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False  # a name: who knows where that leads

@@ -41,6 +41,10 @@ MAX_RATE = 50_000
 """Default of RRsets a second: what a core can compose beside its other work."""
 
 
+IN_VAIN = 2
+"""Times as many blocks and answers as are taken that may come: a copy of which nothing is taken has an end, too."""
+
+
 @dataclass(slots=True)
 class Merged:
     """What became of a copy."""
@@ -135,6 +139,9 @@ class Taker:
         self._splitter = codec.framing.splitter()
         self._unpack: Callable[[bytes], Iterator[bytes]] | None = None
         self._head = b""
+        self._seen = 0
+        self.blocks = 0
+        """Blocks that came."""
         self.merged = Merged()
 
     @property
@@ -167,6 +174,10 @@ class Taker:
     def _merge(self, message: bytes) -> None:
         now = self._clock()
         answers, refusals = self._codec.decode_all(((message, self._sender),), now)
+        self.blocks += 1
+        self._seen += 1 + len(answers) + len(refusals)
+        if self._seen > IN_VAIN * self._max_entries + SLICE:
+            raise FrameError("a copy that does not end")
         for refusal in refusals:
             self.merged.count(refusal)
         answers = answers[: self._max_entries - self.merged.received]

@@ -20,6 +20,8 @@ CONNECT_TIME = 5.0
 """Seconds to reach a peer, the TLS handshake included."""
 SILENCE = 15.0
 """Seconds without a byte after which a peer is given up; it sends thousands of answers a second."""
+STALL = 60.0
+"""Seconds without a whole block after which it is given up as well, however many bytes trickle in."""
 PAUSES = (1.0, 5.0, 15.0)
 """Seconds between rounds over all peers: they may be starting as well. After the last, the node goes on cold."""
 CHUNK = 64 * 1024
@@ -65,6 +67,8 @@ async def fetch(peer: Address, tls: Tls | None, make_taker: MakeTaker) -> Taker:
             writer.transport.abort()
             raise
     taker = make_taker(sender)
+    loop = asyncio.get_running_loop()
+    blocks, since = 0, loop.time()
     try:
         while not (taker.whole or taker.full):
             async with asyncio.timeout(SILENCE):
@@ -72,6 +76,10 @@ async def fetch(peer: Address, tls: Tls | None, make_taker: MakeTaker) -> Taker:
             if not data:
                 raise FrameError("the copy ends before its end")
             await taker.feed(data)
+            if taker.blocks != blocks:
+                blocks, since = taker.blocks, loop.time()
+            elif loop.time() - since > STALL:
+                raise FrameError("the copy trickles")
     finally:
         writer.close()
         with contextlib.suppress(OSError, TimeoutError):

@@ -24,6 +24,8 @@ HANDSHAKE_TIME = 5.0
 """Seconds for a TLS handshake."""
 PATIENCE = 30.0
 """Seconds that a client may leave its receive buffer full."""
+MAX_WAIT = 300.0
+"""Seconds that a client may keep us waiting in all: else who takes a byte now and then keeps its place for ever."""
 BACKLOG = 16
 
 _log = logging.getLogger(__name__)
@@ -116,12 +118,16 @@ class SnapshotServer:
             return None
 
     async def _send(self, writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
         async with contextlib.aclosing(self._give()) as pieces:  # type: ignore[type-var]
+            left = MAX_WAIT
             async for piece in pieces:
                 writer.write(piece)
                 self._sent_bytes += len(piece)
-                async with asyncio.timeout(PATIENCE):
+                begun = loop.time()
+                async with asyncio.timeout(min(PATIENCE, left)):
                     await writer.drain()
+                left -= loop.time() - begun
         if writer.can_write_eof():
             writer.write_eof()
         writer.close()

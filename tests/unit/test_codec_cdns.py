@@ -6,6 +6,7 @@ import pytest
 
 from cachebus.answer import Answer, Evidence, Refusal
 from cachebus.cli.bench_trace import trace
+from cachebus.codecs import cdns
 from cachebus.codecs.cdns import CdnsCodec, Peer
 from cachebus.errors import ConfigError
 from cachebus.wire import rrtypes
@@ -295,6 +296,36 @@ def test_snapshots_keep_origins_and_age() -> None:
     assert reader.decode_all([(message, ALPHA) for message in messages], NOW + 20) == (came(answers), [])
     stranger = codec("beta", snapshot=True, start=None, peers={ALPHA: Peer(frozenset({"delta"}))})
     assert set(stranger.decode_all([(message, ALPHA) for message in messages], NOW)[1]) == {Refusal.WRONG_ORIGIN}
+
+
+@pytest.mark.parametrize("origin", ["a\nb", "\x1b[2J", "x" * 64, "\u0430lpha", ""])
+def test_an_origin_is_a_name_or_an_address(origin: str) -> None:
+    copying = codec("beta", snapshot=True, peers={ALPHA: Peer()})
+    for host, learned_by in ((origin, origin), ("alpha", origin)):
+        if not learned_by and host:
+            continue
+        (message,) = codec(host).encode([address()._replace(origin=learned_by)], NOW)[0]
+        assert copying.decode_all([(message, ALPHA)], NOW) == ([], [Refusal.WRONG_ORIGIN])
+    sender = codec(start=NOW)
+    for learned_by in ("c-1", "192.0.2.1", "fe80::1%eth0"):
+        (message,) = sender.encode([address()._replace(origin=learned_by)], NOW)[0]
+        assert copying.decode_all([(message, ALPHA)], NOW)[0][0].origin == learned_by
+
+
+def test_a_copy_names_no_more_origins_than_a_cluster_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cdns, "MAX_COPIED_ORIGINS", 3)
+    sender, copying = codec(), codec("beta", snapshot=True)
+    messages, _ = sender.encode([address()._replace(origin=f"n{number % 5}") for number in range(10)], NOW)
+    messages += sender.encode([address()._replace(origin="n1")], NOW)[0]
+    found, refusals = copying.decode_all([(message, ALPHA) for message in messages], NOW)
+    assert {one.origin for one in found} == {"n0", "n1", "n2"}
+    assert refusals == [Refusal.OVERLOAD] * 2
+
+
+def test_a_senders_name_instead_of_its_address_is_nobodys() -> None:
+    (message,) = codec().encode([address()], NOW)[0]
+    receiver = codec("beta", insecure_link=True)
+    assert receiver.decode_all([(message, ("localhost", 1))], NOW) == ([], [Refusal.UNSIGNED])
 
 
 def test_memory_of_senders_is_bounded() -> None:

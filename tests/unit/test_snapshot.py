@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import dns.flags
 import dns.message
 import pytest
 
-from cachebus.answer import Evidence, Refusal
+from cachebus.answer import Evidence, Refusal, RRset
+from cachebus.assembly import levels_taken
 from cachebus.cache import Cache
 from cachebus.codecs.cdns import CdnsCodec
+from cachebus.config import loads
 from cachebus.config.transports import TransportTls
 from cachebus.errors import CachebusError, FrameError
 from cachebus.filters.policy import Policy, PolicySettings
@@ -22,13 +25,13 @@ from cachebus.shim.exchange import Exchange, compose_query
 from cachebus.shim.learn import Learner
 from cachebus.shim.settings import UpstreamSettings
 from cachebus.shim.upstream import Quality, Reply, Upstream
-from cachebus.snapshot import joining
+from cachebus.snapshot import joining, server
 from cachebus.snapshot.copy import PIECE, Taker, give
 from cachebus.snapshot.server import MAX_CLIENTS, SnapshotServer
 from cachebus.snapshot.service import OPERATOR, Snapshots, SnapshotSettings
 from cachebus.testing import ManualClock
 from cachebus.wire import rrtypes
-from cachebus.wire.message import parse
+from cachebus.wire.message import pack, parse
 from tests.certificates import Authority
 from tests.core_bed import address, answer, rrset
 from tests.unit.shim_bed import records, reply_to
@@ -198,6 +201,29 @@ async def test_a_bomb_is_given_up(clock: ManualClock) -> None:
         await taker.feed(zstd.compress(bytes(PIECE * 5000)))
 
 
+async def test_a_copy_of_which_nothing_is_taken_has_an_end(clock: ManualClock) -> None:
+    data = b"".join(await pieces_of(warm(1000), clock))
+    clock.advance(300)
+    with pytest.raises(FrameError, match="does not end"):
+        await merge(data, Cache("b"), clock, max_entries=100)
+
+
+async def test_what_was_flushed_here_does_not_come_back_by_a_copy(clock: ManualClock) -> None:
+    data = b"".join(await pieces_of(warm(5), clock))
+    cold = Cache("b")
+    cold.flush(name_from_text("n1.example.com"), NOW)
+    assert (await merge(data, cold, clock)).merged.refused == {Refusal.FLUSHED: 1}
+
+
+def test_a_copy_is_taken_of_the_levels_that_some_transport_takes() -> None:
+    secret = base64.b64encode(bytes(32)).decode()
+    text = f"node: a\nkeys: {{k: {{algorithm: hmac-sha256, secret: {secret}}}}}\ntransports:\n"
+    line = '  %s: {type: udp, listen: "127.0.0.1:0", key: k, accept: {evidence: [%s]}}\n'
+    assert levels_taken(loads("node: a")) == frozenset(Evidence)
+    some = loads(text + line % ("x", "validated") + line % ("y", "confirmed"))
+    assert levels_taken(some) == {Evidence.CONFIRMED, Evidence.VALIDATED}
+
+
 # Over sockets
 
 
@@ -265,6 +291,39 @@ async def test_over_tls_only_a_named_peer_gets_one_and_is_believed(clock: Manual
             await joining.fetch(where, certificates(c), taker(c, Cache("c")))
         with pytest.raises((CachebusError, OSError)):
             await joining.fetch(where, None, taker(b, Cache("b")))
+
+
+async def test_who_takes_a_little_now_and_then_loses_its_place(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_WAIT", 0.3)
+    cache = Cache("a")
+    for number in range(1000):  # more than the kernel's buffers hold
+        packed = pack(16, 300, [number.to_bytes(2) + bytes(30_000)])
+        cache.put(answer(RRset(b"\3%03d\0" % number, 16, 300, packed), learned=NOW), NOW)
+    async with await serving(cache, clock) as giving:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port(giving), limit=1024)
+        async with asyncio.timeout(10):
+            while not giving.statistics()["failed"]:
+                await reader.read(1)
+                await asyncio.sleep(0.01)
+        assert giving.statistics()["serving"] == 0
+        writer.close()
+
+
+async def test_who_lets_a_copy_trickle_is_given_up(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "STALL", 0.1)
+
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for byte in codec("a").framing.opening():
+            writer.write(bytes((byte,)))
+            await asyncio.sleep(0.01)
+        writer.close()
+
+    async with await asyncio.start_server(trickle, "127.0.0.1", 0) as listening:
+        where = listening.sockets[0].getsockname()[:2]
+        with pytest.raises(FrameError, match="trickles"):
+            await joining.fetch(where, None, lambda sender: Taker(Cache("b"), POLICY, codec(), clock, sender=sender))
 
 
 async def test_more_clients_than_can_be_served_are_refused(clock: ManualClock) -> None:
