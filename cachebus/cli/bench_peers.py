@@ -41,6 +41,10 @@ from cachebus.wire.tsig import Key
 ALGORITHM = "hmac-sha256"
 KEY_NAME = "bench."
 CLUSTER = "bench"
+PATIENCE = 10.0
+"""Seconds to wait for the first message of a run."""
+PROBE_PATIENCE = 0.3
+"""Likewise where nobody may be connected yet, and another one is sent soon."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _STATM = Path("/proc/self/statm")
 
@@ -112,6 +116,8 @@ class Take(NamedTuple):
     """Messages; None: until no more come."""
     waiting: bool = False
     """They wait in the socket already. Unless so, the process says that it is ready, and they are sent then."""
+    patience: float = PATIENCE
+    """Seconds to wait for the first of them."""
 
 
 class Received(NamedTuple):

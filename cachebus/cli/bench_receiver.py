@@ -41,8 +41,6 @@ from cachebus.subscriber import Subscriber, in_batches
 
 QUIET = 0.5
 """Seconds without a message after which no more are waited for: far beyond any delay on loopback."""
-PATIENCE = 10.0
-"""Seconds to wait for the first message of a run."""
 _LOOK_DATAGRAMS, _LOOK = 0.001, 0.005
 """Seconds between two looks at a counter: some thousandths of what is measured, and the same for each row."""
 
@@ -133,7 +131,7 @@ class ReceivingPeer:
         if not take.waiting:
             ready()
         while take.wanted is None or seen < before + take.wanted:
-            quiet = QUIET if take.waiting or seen > before else PATIENCE
+            quiet = QUIET if take.waiting or seen > before else take.patience
             if time.monotonic() - seen_at > quiet:
                 break
             await asyncio.sleep(look)

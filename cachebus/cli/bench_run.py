@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cachebus.cli.bench_lanes import HOST, BenchError, Lane, surroundings
-from cachebus.cli.bench_peers import Job, Order, Received, Row, Sent, Take
+from cachebus.cli.bench_peers import PATIENCE, PROBE_PATIENCE, Job, Order, Received, Row, Sent, Take
 from cachebus.cli.bench_receiver import receive
 from cachebus.cli.bench_sender import send
 from cachebus.cli.demo_cluster import free_ports
@@ -42,7 +42,7 @@ MAX_DISTINCT = 10_000
 """Answers of the all-distinct trace, of which only the bytes are of interest."""
 MAX_LATENCY_ANSWERS = 10_000
 """Two seconds at the usual rate."""
-PATIENCE = 120.0
+ANSWER_TIME = 120.0
 """Seconds to wait for an answer of a process before the run is given up."""
 JOIN = 15.0
 """Seconds in which the processes have to find each other over the transport."""
@@ -121,7 +121,7 @@ class _Peer(NamedTuple):
     def answer(self) -> Any:
         """What it says next. Raises `BenchError`, or the error that it says it met."""
         try:
-            if not self.pipe.poll(PATIENCE):
+            if not self.pipe.poll(ANSWER_TIME):
                 raise BenchError(f"the {self.name} process does not answer")
             said = self.pipe.recv()
         except (EOFError, OSError) as error:
@@ -326,13 +326,14 @@ class _Run:
         unless they are to be taken as they come (`early`).
         """
         peers = peers or self._receivers
+        patience = PROBE_PATIENCE if order is Order.PROBE else PATIENCE
         if self._job.datagrams and wanted is not None and not early and order is not Order.PROBE:
             sent = self._order(order, first, last)
             for peer in peers:
                 peer.tell(Take(row, sent.messages, waiting=True))
         else:
             for peer in peers:
-                peer.tell(Take(row, wanted))
+                peer.tell(Take(row, wanted, patience=patience))
             for peer in peers:
                 peer.answer()
             sent = self._order(order, first, last)

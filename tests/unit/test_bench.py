@@ -5,31 +5,73 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
+import sys
+import time
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
 
 import dns.message
 import dns.tsig
 import dns.tsigkeyring
 import pytest
+import uvloop
+from cachebus_transports.mqtt import MqttTransport
+from cachebus_transports.multicast import MulticastTransport
+from cachebus_transports.tcp import TcpTransport, TlsTransport
 from cachebus_transports.udp import UdpTransport
+from cachebus_transports.zeromq import ZeromqTransport
 from click.testing import CliRunner
 
+from cachebus import links, registry
 from cachebus.answer import Answer, Evidence, Refusal
-from cachebus.cli import bench_peers, bench_run
-from cachebus.cli.bench import _percentile, bench, shape, table
-from cachebus.cli.bench_peers import ALGORITHM, KEY_NAME, Job, Order, Received, Row, Sent
-from cachebus.cli.bench_rows import Dnspython, Floor
-from cachebus.cli.bench_run import BenchError, Figures, Measured
-from cachebus.cli.bench_trace import trace
+from cachebus.cli import bench_lanes, bench_report, bench_run
+from cachebus.cli.bench import bench
+from cachebus.cli.bench_lanes import BUILT_IN, BenchError, Lane, Missing, Plan, lanes, section
+from cachebus.cli.bench_peers import (
+    ALGORITHM,
+    KEY_NAME,
+    PATIENCE,
+    PROBE_PATIENCE,
+    Job,
+    Order,
+    Received,
+    Row,
+    Sent,
+    Take,
+)
+from cachebus.cli.bench_receiver import ReceivingPeer
+from cachebus.cli.bench_rows import BatchFloor, Blocks, Dnspython, Floor, Inflated, Lengths
+from cachebus.cli.bench_run import Figures, Flood, Measured, Template
+from cachebus.cli.bench_sender import SendingPeer
+from cachebus.cli.bench_table import percentile, shape, table
+from cachebus.cli.bench_trace import SENDER, trace
 from cachebus.cli.version import compiled
 from cachebus.codecs.dns import DnsCodec, DnsCodecSettings
-from cachebus.errors import ConfigError
+from cachebus.config.transports import CodecName
+from cachebus.errors import ConfigError, TransportUnavailable
 from cachebus.filters.policy import Policy, PolicySettings
+from cachebus.ports import Codec
 from cachebus.registry import installed_transports
 from cachebus.wire.message import records, rrsig_fields
 from cachebus.wire.tsig import Key
+from tests.servers import require
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+TRANSPORTS: dict[str, Any] = {
+    "udp": UdpTransport,
+    "multicast": MulticastTransport,
+    "zeromq": ZeromqTransport,
+    "mqtt": MqttTransport,
+    "tcp": TcpTransport,
+    "tls": TlsTransport,
+}
 NOW = 1_800_000_000.0
 SECRET = bytes(range(32))
 
@@ -56,6 +98,11 @@ class TestTrace:
         data: dict[tuple[bytes, int], Answer] = {}
         for answer in answers:
             assert data.setdefault((answer.qname, answer.qtype), answer) == answer
+
+    def test_all_distinct_means_just_that(self) -> None:
+        found = trace(2000, NOW, distinct=True)
+        assert len({answer.qname for answer in found}) == len(found) == 2000
+        assert trace(2000, NOW, distinct=True) == found
 
     def test_types_and_ttls_are_mixed(self, answers: Sequence[Answer]) -> None:
         assert {answer.type for answer in answers} == {"A", "AAAA", "HTTPS", "TXT", "PTR", "MX", "SRV"}
@@ -88,46 +135,89 @@ class TestTrace:
             assert policy.refuse_to_accept(found[0]) is None
 
 
-class FakeEndpoint(asyncio.DatagramTransport):
-    """Keeps what it is to send."""
+def lane(name: str) -> Lane:
+    return next(lane for lane in BUILT_IN if lane.name == name)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.sent: list[bytes] = []
 
-    def sendto(self, data: bytes, addr: object = None) -> None:  # type: ignore[override]
-        self.sent.append(data)
+def codec_of(name: str, **more: Any) -> Codec:
+    keys = {"type": "tcp", "codec": name, **({} if name == "cdns" else {"key": "bench"}), **more}
+    owner = links.Owner(node=SENDER, cluster="bench", keys={"bench": Key.make(KEY_NAME, ALGORITHM, SECRET)})
+    return links.make_codec("bench", section(keys), owner, start=NOW)
 
 
 class TestRows:
     def test_dnspython_verifies_and_stores(self, answers: Sequence[Answer]) -> None:
         row = Dnspython(KEY_NAME, ALGORITHM, b64encode(SECRET).decode())
-        now = bench_peers.time.time()
+        now = time.time()
         (message,), _ = codec().encode([answers[0]._replace(learned=now)], now)
-        row.receive(message, "sender")
+        row.take(message)
         assert row.received == len(row._cache) == 1
         with pytest.raises(dns.tsig.BadSignature):
-            row.receive(message[:20] + bytes([message[20] ^ 1]) + message[21:], "sender")
+            row.take(message[:20] + bytes([message[20] ^ 1]) + message[21:])
 
-    def test_dnspython_sends_what_the_answer_says(self, answers: Sequence[Answer]) -> None:
-        row, endpoint = Dnspython(KEY_NAME, ALGORITHM, b64encode(SECRET).decode()), FakeEndpoint()
-        row.send(row.prepare(answers[0]), endpoint, ("127.0.0.1", 1))
+    def test_dnspython_composes_what_the_answer_says(self, answers: Sequence[Answer]) -> None:
+        row = Dnspython(KEY_NAME, ALGORITHM, b64encode(SECRET).decode())
+        composed = row.compose(row.prepare(answers[0]))
         keyring = dns.tsigkeyring.from_text({KEY_NAME: (ALGORITHM, b64encode(SECRET).decode())})
-        message = dns.message.from_wire(endpoint.sent[0], keyring=keyring)
-        assert message.had_tsig
-        found = codec().decode(endpoint.sent[0], "sender", bench_peers.time.time())
+        assert dns.message.from_wire(composed, keyring=keyring).had_tsig
+        found = codec().decode(composed, "sender", time.time())
         assert not isinstance(found, Refusal)
         assert found[0].rrsets[0].owner == answers[0].rrsets[0].owner
 
-    def test_the_floor_does_one_hmac_and_passes_the_bytes_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_floor_of_datagrams_is_one_hmac(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[tuple[object, ...]] = []
         monkeypatch.setattr("cachebus.cli.bench_rows.hmac.digest", lambda *arguments: seen.append(arguments))
-        row, endpoint = Floor(SECRET), FakeEndpoint()
-        row.receive(b"in", "sender")
-        row.send(b"out", endpoint, ("127.0.0.1", 1))
+        row = Floor(SECRET)
+        row.take(b"in")
+        row.seal(b"out")
         assert seen == [(SECRET, b"in", "sha256"), (SECRET, b"out", "sha256")]
-        assert endpoint.sent == [b"out"]
         assert row.received == 1
+
+    @pytest.mark.parametrize("compressed", [False, True])
+    def test_the_floor_of_batches_checks_and_stores_every_answer(
+        self, answers: Sequence[Answer], *, compressed: bool
+    ) -> None:
+        sending = codec_of("batch", zstd=compressed)
+        messages, _ = sending.encode(answers[:500], NOW)
+        row = BatchFloor(SECRET)
+        for message in messages:
+            row.take(message)
+        hello = sending.hello(NOW)
+        assert hello is not None
+        row.take(hello)
+        assert row.received == len(messages) + 1
+        assert row.cache.keys() == {(answer.qname, answer.qtype) for answer in answers[:500]}
+        with pytest.raises(ValueError, match="wrong MAC"):
+            row.take(messages[0][:-1] + bytes([messages[0][-1] ^ 1]))
+
+    @pytest.mark.parametrize("compressed", [False, True])
+    @pytest.mark.parametrize("piece", [1 << 20, 1000, 7])
+    def test_the_floor_of_blocks_takes_a_stream_in_any_pieces(
+        self, answers: Sequence[Answer], piece: int, *, compressed: bool
+    ) -> None:
+        sending = codec_of("cdns")
+        hello = sending.hello(NOW)
+        assert hello is not None
+        messages = [hello, *sending.encode(answers[:300], NOW)[0]]
+        framing = sending.framing
+        data = framing.opening() + b"".join(map(framing.frame, messages))
+        row = Blocks(SECRET, len(framing.opening()))
+        stream: Blocks | Inflated = row
+        if compressed:
+            data, stream = zstd.compress(data), Inflated(row)
+        for start in range(0, len(data), piece):
+            stream.take(data[start : start + piece])
+        assert row.received == len(messages)
+        assert {name for name, _ in row.cache} == {answer.qname for answer in answers[:300]}
+
+    @pytest.mark.parametrize("piece", [1 << 20, 5])
+    def test_lengths_take_a_stream_apart(self, piece: int) -> None:
+        row = Floor(SECRET)
+        stream = Lengths(row)
+        data = b"\0\0\0\x03one\0\0\0\0\0\0\0\x05three"
+        for start in range(0, len(data), piece):
+            stream.take(data[start : start + piece])
+        assert row.received == 3
 
 
 def figures(send: float, receive: float) -> Figures:
@@ -137,27 +227,36 @@ def figures(send: float, receive: float) -> Figures:
 MEASURED = Measured(
     rows={Row.CACHEBUS: figures(10.0, 6.0), Row.FLOOR: figures(4.0, 3.0), Row.DNSPYTHON: figures(200.0, 150.0)},
     bytes_per_answer=180.04,
+    bytes_distinct=190.0,
     latencies=[number / 1000 for number in range(1, 101)],
     unarrived=0,
-    flood_sent=1000,
-    flood=Received(datagrams=900, accepted=880, cpu=0.1, seconds=0.09, arrivals={}),
+    flood=Flood(sent=1000, lost=100, per_second=10000.4),
+    memory=(1 << 20, 1 << 21),
 )
+TEMPLATE = Template(answers=1000, rate=5000.0, secret=SECRET)
 
 
 class TestFigures:
     def test_shape(self) -> None:
-        assert shape("udp", MEASURED) == {
+        assert shape(lane("udp"), TEMPLATE, MEASURED) == {
+            "name": "udp",
             "transport": "udp",
             "codec": "dns",
+            "zstd": False,
             "compiled": compiled(),
+            "subscribers": 1,
+            "answers": 1000,
             "answers_per_second": 10000,
             "send_cpu_us": 10.0,
             "receive_cpu_us": 6.0,
             "bytes_per_answer": 180.0,
+            "bytes_per_distinct_answer": 190.0,
             "latency_ms": {"p50": 50.0, "p99": 99.0},
+            "latency_rate": 5000.0,
             "lost": 100,
             "overload_sent": 1000,
             "latency_lost": 0,
+            "memory_bytes": {"send": 1 << 20, "receive": 1 << 21},
             "floor": {"send_cpu_us": 4.0, "receive_cpu_us": 3.0},
             "dnspython": {"send_cpu_us": 200.0, "receive_cpu_us": 150.0},
             "receive_times_floor": 2.0,
@@ -166,12 +265,21 @@ class TestFigures:
             "send_times_less_than_dnspython": 20.0,
         }
 
-    def test_table_has_the_rows(self) -> None:
-        text = table(shape("udp", MEASURED))
-        for wanted in ("cachebus", "floor", "dnspython", "10.00", "150.00", "100 of 1000 lost", "p99 99.000 ms"):
-            assert wanted in text
+    def test_what_has_no_floor_says_so(self) -> None:
+        rows = {row: found for row, found in MEASURED.rows.items() if row is not Row.FLOOR}
+        result = shape(lane("quic"), TEMPLATE, MEASURED._replace(rows=rows))
+        assert result["floor"] == {"send_cpu_us": None, "receive_cpu_us": None}
+        assert result["receive_times_floor"] is result["send_times_floor"] is None
+        assert table([result]).splitlines()[-1].split()[4:7] == ["6.00", "-", "-"]
 
-    def test_a_rounds_figure_is_microseconds_per_datagram_and_the_median_counts(self) -> None:
+    def test_table_has_all_beside_each_other(self) -> None:
+        lines = table([shape(lane(name), TEMPLATE, MEASURED) for name in ("udp", "tcp+zstd")]).splitlines()
+        assert lines[3].split()[:6] == ["udp", "dns", "10000", "10.00", "6.00", "3.00"]
+        assert lines[4].split()[:2] == ["tcp+zstd", "cdns"]
+        assert "10.0 %" in lines[3]
+        assert len({len(line) for line in lines[3:]}) == 1
+
+    def test_a_rounds_figure_is_microseconds_per_answer_and_the_median_counts(self) -> None:
         found = Figures()
         for cpu in (0.001, 0.5, 0.002):
             found.close_round(bench_run.Cost(100, 2 * cpu), bench_run.Cost(100, cpu))
@@ -179,58 +287,119 @@ class TestFigures:
 
     @pytest.mark.parametrize(("percent", "value"), [(50, 2), (99, 4), (1, 1), (100, 4)])
     def test_percentile_is_the_nearest_rank(self, percent: int, value: int) -> None:
-        assert _percentile([1, 2, 3, 4], percent) == value
+        assert percentile([1, 2, 3, 4], percent) == value
 
 
+class TestReport:
+    def test_without_matplotlib_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+        result = CliRunner().invoke(bench, ["--report", str(tmp_path / "out.html")])
+        assert isinstance(result.exception, bench_report.ReportError)
+        assert str(result.exception) == "--report needs matplotlib: pip install 'cachebus[bench]'"
+
+    def test_the_page_has_the_table_and_every_plot(self, tmp_path: Path) -> None:
+        pytest.importorskip("matplotlib")
+        path = tmp_path / "out.html"
+        bench_report.write_report(path, [shape(lane("tcp+zstd"), TEMPLATE, MEASURED)])
+        page = path.read_text()
+        assert page.count("<svg") == page.count("</svg>") == len(bench_report._PLOTS)
+        assert "tcp+zstd" in page
+
+
+@pytest.fixture
+def transports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transports by their names, installed or not."""
+    for module in (links, bench_lanes, registry):
+        monkeypatch.setattr(module, "load_transport", lambda name: TRANSPORTS[name])
+    monkeypatch.setattr("cachebus.cli.bench.load_transport", lambda name: TRANSPORTS[name])
+
+
+class Pair:
+    """Both bodies in this process, each on its own turn of one event loop."""
+
+    def __init__(self, job: Job, stack: AsyncExitStack) -> None:
+        self.receiver = ReceivingPeer(job, 0, stack)
+        self.sender = SendingPeer(job, stack)
+
+    async def start(self) -> None:
+        await self.receiver.start()
+        await self.sender.start()
+
+    async def turn(self, row: Row, wanted: int | None, order: Order) -> tuple[Sent, Received]:
+        ready = asyncio.Event()
+        taking = asyncio.create_task(
+            self.receiver.take(
+                Take(row, wanted, patience=PROBE_PATIENCE if order is Order.PROBE else PATIENCE), ready.set
+            )
+        )
+        await ready.wait()
+        sent = await self.sender.follow(order, 0, 200)
+        return sent, await taking
+
+
+@pytest.mark.usefixtures("transports")
 class TestProcesses:
-    """Both bodies in this process, on their own event loops, as the spawned ones have them."""
+    """What the processes do, in this one."""
 
-    def test_a_burst_reaches_every_row(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(bench_peers, "load_transport", lambda name: UdpTransport)
-        job = Job(transport="udp", answers=200, rate=5000.0, secret=SECRET)
-        with asyncio.Runner() as receiving, asyncio.Runner() as sending:
-            receiver = bench_peers._ReceivingPeer(job)
-            ready = receiving.run(receiver.start())
-            sender = bench_peers._SendingPeer(job, ready.ports)
-            sending.run(sender.start())
+    @pytest.mark.parametrize("name", ["udp", "multicast", "zeromq", "mqtt", "tcp", "tcp+zstd", "tcp+batch", "tls"])
+    def test_every_row_gets_all_and_counts_right(self, name: str, tmp_path: Path) -> None:
+        if name == "mqtt":
+            require("mosquitto")
+        job = Template(answers=400, rate=5000.0, secret=SECRET).job(lane(name), tmp_path)
 
-            def turn(order: Order, row: Row) -> tuple[Sent, Received]:
-                sent = sending.run(sender.follow(order, 0, 100))
-                return sent, receiving.run(receiver.drain(row, sent.datagrams))
-
-            composed = sending.run(sender.follow(Order.COMPOSE, 0, 100))
-            assert composed.datagrams == 100
-            for order, row in (
-                (Order.REPEAT, Row.CACHEBUS),
-                (Order.FLOOR, Row.FLOOR),
-                (Order.AGAIN, Row.DNSPYTHON),
-                (Order.DNSPYTHON, Row.SINK),
-            ):
-                sent, received = turn(order, row)
-                assert sent.datagrams == received.datagrams == 100
+        async def rows() -> None:
+            async with AsyncExitStack() as stack:
+                pair = Pair(job, stack)
+                await pair.start()
+                for row in (Row.SINK, Row.FLOOR):
+                    async with asyncio.timeout(10):
+                        while not (await pair.turn(row, 1, Order.PROBE))[1].messages:
+                            pass
+                composed = await pair.sender.follow(Order.COMPOSE, 0, 200)
+                assert composed.answers == 200
+                sent, received = await pair.turn(Row.CACHEBUS, composed.messages, Order.REPEAT)
+                assert sent.messages == received.messages == composed.messages
+                assert 0 < received.accepted <= received.arrived == 200
                 assert received.cpu > 0
-            published, received = turn(Order.PUBLISH, Row.SINK)
-            assert 60 <= published.datagrams == received.datagrams <= 100
-            assert received.accepted == 0
-            paced, received = turn(Order.PACED, Row.TIMED)
-            assert paced.datagrams == received.datagrams
-            assert set(paced.departures) == set(receiver._timed.arrivals)
-            assert all(receiver._timed.arrivals[data] > given for data, given in paced.departures.items())
-            sending.run(sender.stop())
-            receiving.run(receiver.stop())
+                assert 20 < sent.octets / sent.answers < 400
+                bare, received = await pair.turn(Row.FLOOR, composed.messages, Order.FLOOR)
+                assert bare.messages == received.messages == composed.messages
+                for order in (Order.AGAIN, Order.DNSPYTHON):
+                    _, received = await pair.turn(Row.DNSPYTHON, 200, order)
+                    assert received.messages == 200
+                published, received = await pair.turn(Row.SINK, None, Order.PUBLISH)
+                assert 120 <= published.answers <= 200
+                assert published.messages == received.messages
+                assert received.arrived == 0
+                paced, received = await pair.turn(Row.TIMED, None, Order.PACED)
+                assert set(paced.departures) == set(received.arrivals)
+                assert all(received.arrivals[key] > given for key, given in paced.departures.items())
+                distinct, _ = await pair.turn(Row.SINK, None, Order.DISTINCT)
+                assert distinct.answers == 200
 
-    def test_fewer_datagrams_than_were_sent_end_a_drain(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(bench_peers, "load_transport", lambda name: UdpTransport)
-        with asyncio.Runner() as runner:
-            receiver = bench_peers._ReceivingPeer(Job(transport="udp", answers=1000, rate=5000.0, secret=SECRET))
-            runner.run(receiver.start())
-            assert runner.run(receiver.drain(Row.FLOOR, 5)).datagrams == 0
-            runner.run(receiver.stop())
+        with (
+            bench_lanes.surroundings(lane(name), job.plan, tmp_path),
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            runner.run(rows())
+
+    async def test_fewer_messages_than_were_sent_end_a_take(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = TEMPLATE.job(lane("udp"), tmp_path)
+        async with AsyncExitStack() as stack:
+            receiver = ReceivingPeer(job, 0, stack)
+            await receiver.start()
+            assert (await receiver.take(Take(Row.FLOOR, 5, waiting=True), lambda: None)).messages == 0
 
     def test_what_a_process_met_is_said_by_the_parent(self) -> None:
-        job = Job(transport="no-such-transport", answers=1000, rate=5000.0, secret=SECRET)
+        def plan(lane: Lane, subscribers: int, directory: Path) -> Plan:
+            told = {"type": "no-such-transport", "key": "bench"}
+            return Plan(receivers=(told,), sender=told)
+
+        missing = Lane(name="none", transport="no-such-transport", codec=CodecName.CDNS, plan=plan)
         with pytest.raises(ConfigError, match="no transport 'no-such-transport'"):
-            bench_run.measure(job, lambda text: None)
+            bench_run.measure(missing, TEMPLATE, lambda text: None)
 
     def test_a_process_that_dies_is_an_error(self) -> None:
         ours, theirs = multiprocessing.Pipe()
@@ -243,21 +412,75 @@ class TestProcesses:
         ours.close()
 
 
+class Foreign:
+    """A transport of another package that says how to be measured."""
+
+    @staticmethod
+    def bench_settings(subscribers: int, directory: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        places = [str(directory / f"{number}.sock") for number in range(subscribers)]
+        return [{"listen": place, "colour": "red"} for place in places], {"peers": places}
+
+
+class TestLanes:
+    def test_a_transport_of_another_package_takes_part(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(bench_lanes, "installed_transports", lambda: {"udp": None, "pigeon": None, "snail": None})
+        factories: dict[str, Callable[..., Any]] = {"pigeon": Foreign, "snail": object}
+        monkeypatch.setattr(bench_lanes, "load_transport", lambda name: factories[name])
+        *_, found = lanes()
+        assert (found.name, found.codec, found.bare) == ("pigeon", CodecName.DNS, "")
+        plan = found.plan(found, 2, tmp_path)
+        made = section(plan.receivers[1])
+        assert (made.type, made.listen, made.key) == ("pigeon", str(tmp_path / "1.sock"), "bench")
+        assert made.options == {"colour": "red"}
+        assert section(plan.sender).peers == (str(tmp_path / "0.sock"), str(tmp_path / "1.sock"))
+
+    def test_no_broker_is_said_by_name(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr("cachebus.cli.bench_lanes.shutil.which", lambda *_, **__: None)
+        with pytest.raises(Missing, match="mosquitto is not installed"), bench_lanes.broker(1, tmp_path):
+            pass
+
+    @pytest.mark.parametrize("chosen", [[], ["--transport", "mqtt"]])
+    @pytest.mark.usefixtures("transports")
+    def test_what_is_missing_does_not_stop_the_others(self, chosen: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        def measure(lane: Lane, template: Template, progress: Callable[[str], None]) -> Measured:
+            if lane.transport == "mqtt":
+                raise Missing("mosquitto is not installed")
+            if lane.transport == "quic":
+                raise TransportUnavailable("no aioquic")
+            return MEASURED
+
+        TRANSPORTS["quic"] = UdpTransport
+        monkeypatch.setattr("cachebus.cli.bench.measure", measure)
+        monkeypatch.setattr("cachebus.cli.bench.lanes", lambda: BUILT_IN)
+        result = CliRunner().invoke(bench, [*chosen, "--json"])
+        del TRANSPORTS["quic"]
+        assert "mqtt: not measured: mosquitto is not installed" in result.stderr
+        found = [json.loads(line)["name"] for line in result.stdout.splitlines()]
+        expected = [one.name for one in BUILT_IN if one.transport not in ("mqtt", "quic")]
+        assert found == ([] if chosen else expected)
+        assert result.exit_code == bool(chosen)
+
+
 def test_unmeasured_transport_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cachebus.cli.bench.load_transport", lambda name: UdpTransport)
+    monkeypatch.setattr("cachebus.cli.bench.lanes", lambda: BUILT_IN)
     result = CliRunner().invoke(bench, ["--transport", "pigeon"])
     assert result.exit_code == 2
     assert "pigeon cannot be measured" in result.output
 
 
-def test_a_whole_run_in_two_processes() -> None:
-    if "udp" not in installed_transports():
+def test_a_whole_run_in_processes() -> None:
+    if "tcp" not in installed_transports():
         pytest.skip("cachebus is not installed: the processes find transports by their entry points")
-    result = CliRunner().invoke(bench, ["--transport", "udp", "--answers", "1000", "--json"])
+    chosen = ["--transport", "udp", "--transport", "tcp+zstd"]
+    result = CliRunner().invoke(bench, [*chosen, "--answers", "1000", "--subscribers", "2", "--json"])
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert (found["transport"], found["codec"]) == ("udp", "dns")
-    assert 100 < found["bytes_per_answer"] < 400
-    assert 0 < found["floor"]["receive_cpu_us"] < found["receive_cpu_us"] < found["dnspython"]["receive_cpu_us"]
-    assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p99"]
-    assert found["overload_sent"] == 1000
+    udp, tcp = map(json.loads, result.stdout.splitlines())
+    assert (udp["transport"], udp["codec"], tcp["transport"], tcp["codec"]) == ("udp", "dns", "tcp", "cdns")
+    assert 100 < udp["bytes_per_answer"] < 400
+    assert 20 < tcp["bytes_per_answer"] < udp["bytes_per_answer"]
+    for found in (udp, tcp):
+        assert found["floor"]["receive_cpu_us"] > 0
+        assert 0 < found["receive_cpu_us"] < found["dnspython"]["receive_cpu_us"]
+        assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p99"]
+        assert (found["overload_sent"], found["subscribers"]) == (1000, 2)
