@@ -22,7 +22,7 @@ from cachebus.filters.policy import Policy, PolicySettings
 from cachebus.filters.settings import JudgeSettings, Pairing, ResolverFrames
 from cachebus.filters.trust import DirectJudge, DnstapJudge, IsFilled
 from cachebus.holdings import Holdings
-from cachebus.links import Owner, certificates, make_codec, make_transport
+from cachebus.links import Owner, certificates, levels, make_codec, make_transport
 from cachebus.ports import Clock, Sink, Source
 from cachebus.shim.settings import LOOPBACK, ShimSettings, UpstreamSettings
 from cachebus.sinks.callback import CallbackSink
@@ -249,6 +249,12 @@ def make_sink(name: str, sink: models.Sink, *, refill: Refill, holdings: Holding
             return CallbackSink(name=name, callback=sink.function)
         case models.CacheSink():
             return None
+
+
+def levels_taken(config: Config) -> frozenset[Evidence]:
+    """The levels that some transport takes, and so those of a copy: all where there is no transport."""
+    lowest = [section.accept.minimum_evidence for section in config.transports.values()]
+    return levels(min(lowest, default=min(Evidence)))
 
 
 def make_snapshot_settings(config: Config) -> SnapshotSettings:

@@ -94,7 +94,9 @@ class Parts:
             assembly.make_snapshot_settings(config),
             cache=keep.cache,
             policy=self.policy,
-            for_peers=lambda: links.make_copy_codec(owner, config.snapshot.tls, insecure=config.snapshot.insecure),
+            for_peers=lambda: links.make_copy_codec(
+                owner, config.snapshot.tls, assembly.levels_taken(config), insecure=config.snapshot.insecure
+            ),
             for_operator=lambda: links.make_copy_codec(owner, None, insecure=True),
             clock=clock,
             on_merged=self._refill_sinks,
