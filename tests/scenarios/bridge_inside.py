@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.certificates import Authority
 from tests.farm.namespace import commands, run
 
 KEY = "cluster-2026: {algorithm: hmac-sha256, secret: MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=}"
@@ -64,9 +65,11 @@ def bridge(transport: Callable[[int], str], *, nodes: int = 5, start: int = 1) -
     commands(["link add br0 type bridge mcast_snooping 0", "link set br0 up"])
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        authority = Authority(directory)
         children = []
         for index in range(start, start + nodes):
             connect(index)
+            authority.write(f"n{index}.example")
             path = directory / f"{index}.yaml"
             path.write_text(f"node: n{index}\nkeys: {{{KEY}}}\ntransports:\n  lan: {transport(index)}\n")
             path.chmod(0o600)
@@ -170,9 +173,19 @@ def reach(codec: str, group: str) -> dict[str, Any]:
         return {"held": held(children, 0)}
 
 
-def partition(seconds: str) -> dict[str, Any]:
+def tls(index: int) -> str:
+    """Codec cdns over tcp: each sends to the others, and is known by its certificate."""
+    peers = json.dumps([f"192.0.2.{other}:5391" for other in range(1, 6)])
+    names = json.dumps([f"n{other}.example" for other in range(1, 6)])
+    files = f"cert: n{index}.example.pem, key: n{index}.example.key, ca: test-authority.pem"
+    return f'{{type: tcp, listen: "192.0.2.{index}:5391", peers: {peers}, tls: {{{files}, peers: {names}}}}}'
+
+
+def partition(kind: str, seconds: str) -> dict[str, Any]:
     """Node 5's port is down, then node 4's own link; then node 3's interface is another one of the same name."""
-    with bridge(multicast("batch")) as children:
+    with bridge(tls if kind == "tcp" else multicast("batch")) as children:
+        if kind == "tcp":
+            until(lambda: all(child.ask("report")["connections"] == 8 for child in children), "not all are linked")
         publish_all(children, 0)
         before = settled(children)
         reached = held(children, 0)
@@ -204,10 +217,11 @@ def partition(seconds: str) -> dict[str, Any]:
             "reached": reached,
             "healed_after": took,
             "gaps": [now["gaps"] - then["gaps"] for then, now in zip(before, after, strict=True)],
-            "lost": [lost(before, after, index) for index in range(len(children))],
+            "lost": [missing(kind, before, after, index) for index in range(len(children))],
             "during": held(children, 1000),
             "held": held(children, 3000),
-            "interface_up": [report["interface_up"] for report in after],
+            "interface_up": [report.get("interface_up") for report in after],
+            "refused": [report["refused"] for report in after],
         }
 
 
@@ -229,7 +243,7 @@ def loss(kind: str, codec: str) -> dict[str, Any]:
         after = settled(children)
         return {
             "gaps": [now.get("gaps", 0) - then.get("gaps", 0) for then, now in zip(before, after, strict=True)],
-            "lost": [_lost(kind, before, after, index) for index in range(3)],
+            "lost": [missing(kind, before, after, index) for index in range(3)],
             "during": held(children, 1000),
             "held": held(children, 2000),
             "refused": [report["refused"] for report in after],
@@ -245,12 +259,17 @@ def _section(kind: str, codec: str, nodes: int) -> Callable[[int], str]:
     )
 
 
-def _lost(kind: str, before: list[dict[str, Any]], after: list[dict[str, Any]], index: int) -> int:
+def missing(kind: str, before: list[dict[str, Any]], after: list[dict[str, Any]], index: int) -> int:
     if kind == "multicast":
         return lost(before, after, index)
-    # Over udp a message is sent once to each of the two others.
-    sent = sum(after[other]["sent"] - before[other]["sent"] for other in range(3) if other != index) // 2
-    return int(sent - (after[index]["received"] - before[index]["received"]))
+    # Otherwise a message counts once for each of the others, among which it is given up for one as for all.
+    others = [other for other in range(len(before)) if other != index]
+    numbered = sum(
+        after[other].get(name, 0) - before[other].get(name, 0)
+        for other in others
+        for name in ("sent", "dropped", "expired")
+    )
+    return int(numbered // len(others) - (after[index]["received"] - before[index]["received"]))
 
 
 def spoil(kind: str, codec: str) -> dict[str, Any]:

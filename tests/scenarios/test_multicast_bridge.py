@@ -39,8 +39,9 @@ def test_multicast_reaches_all() -> None:
     assert_complete(scenario("reach", "dns", GROUP_IPV6)["held"], pairs=20)
 
 
-def test_partition_heals_and_its_gaps_are_counted_exactly() -> None:
-    found = scenario("partition", str(PARTITION))
+@pytest.mark.parametrize(("kind", "codec"), [("multicast", "batch"), ("tcp", "cdns")])
+def test_partition_heals_and_its_gaps_are_counted_exactly(kind: str, codec: str) -> None:
+    found = scenario("partition", kind, str(PARTITION))
     assert_complete(found["reached"], pairs=20)
     assert found["healed_after"] < RESUME
     assert found["gaps"] == found["lost"]
@@ -48,7 +49,8 @@ def test_partition_heals_and_its_gaps_are_counted_exactly() -> None:
     assert min(one["held"] for one in found["during"]) == 0, "nothing was parted"
     assert_right(found["during"])
     assert_complete(found["held"], pairs=20)
-    assert found["interface_up"] == [1] * 5
+    assert found["interface_up"] == [1 if kind == "multicast" else None] * 5
+    assert [set(refused) for refused in found["refused"]] == [set()] * 5
 
 
 @pytest.mark.parametrize(("kind", "codec"), [("multicast", "batch"), ("udp", "batch"), ("udp", "dns")])
