@@ -27,6 +27,8 @@ MAX_QUEUED = 20_000
 """Answers waiting to be sent; about four seconds of what one core composes. The oldest are dropped."""
 SLICE = 64
 """Answers composed before the event loop gets its turn: about 2 ms."""
+FLUSH_TIMEOUT = 15.0
+"""Seconds in which transports have to flush when the node ends, all at a time: more than those of this project take."""
 
 
 _log = logging.getLogger(__name__)
@@ -64,10 +66,11 @@ class Publisher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._idle.wait()
+        await self._until_idle()
         for outlet in self._outlets:
-            self._guarded(self._part_from, outlet)
-            await outlet.transport.flush()
+            self._guarded(self._flush, outlet)
+            self._guarded(outlet.take_leave)
+        await asyncio.gather(*(self._flush_transport(outlet) for outlet in self._outlets))
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -122,13 +125,29 @@ class Publisher:
             await self._until_needed()
             while self._queue:
                 batch = [self._queue.popleft() for _ in range(min(SLICE, len(self._queue)))]
-                if not self._guarded(self._send, batch, self._clock(), monotonic()):
-                    for answer in batch:
-                        self._noise.unsent(answer)
+                self._send(batch, self._clock(), monotonic())
                 self._flush_due(monotonic())
                 await asyncio.sleep(0)
             self._flush_due(monotonic())
             self._idle.set()
+
+    async def _until_idle(self) -> None:
+        """Wait until the queue is empty, or the task that empties it has died."""
+        idle = asyncio.create_task(self._idle.wait(), name="publisher is idle")
+        waiting = {idle} if self._task is None else {idle, self._task}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        self.dropped += len(self._queue)
+
+    async def _flush_transport(self, outlet: Outlet) -> None:
+        try:
+            async with asyncio.timeout(FLUSH_TIMEOUT):
+                await outlet.transport.flush()
+        except TimeoutError:
+            _log.warning("transport %s: not all that waited could be sent", outlet.name)
+        except Exception:  # noqa: BLE001 - as in `_guarded`
+            self.errors += 1
+            _log.exception("transport %s: cannot be flushed", outlet.name)
 
     async def _until_needed(self) -> None:
         """Wait until answers are queued, or until what waits for company in an outlet is due."""
@@ -157,7 +176,9 @@ class Publisher:
     def _send(self, batch: Sequence[Answer], now: float, monotonic: float) -> None:
         lost: set[Answer] | None = None
         for outlet in self._outlets:
-            left = self._count_left_out(outlet, outlet.send(batch, now, monotonic))
+            left: set[Answer] = set()
+            if not self._guarded(self._send_on, outlet, batch, now, monotonic, left):
+                left = set(batch)  # a defect in one codec or transport costs the others nothing
             lost = left if lost is None else lost & left
         for answer in batch:
             if lost and answer in lost:
@@ -166,14 +187,15 @@ class Publisher:
             self._history.record(now, answer.qname, "shared", f"{answer.type}: {Evidence(answer.evidence).text}")
         self._unsend(lost or ())
 
+    def _send_on(
+        self, outlet: Outlet, batch: Sequence[Answer], now: float, monotonic: float, left: set[Answer]
+    ) -> None:
+        left |= self._count_left_out(outlet, outlet.send(batch, now, monotonic))
+
     def _flush(self, outlet: Outlet) -> None:
         left = self._count_left_out(outlet, outlet.flush(self._clock()))
         if len(self._outlets) == 1:
             self._unsend(left)
-
-    def _part_from(self, outlet: Outlet) -> None:
-        self._flush(outlet)
-        outlet.take_leave()
 
     def _unsend(self, answers: Iterable[Answer]) -> None:
         for answer in answers:
