@@ -230,8 +230,8 @@ class TransportSettings:
     """How messages follow each other in a byte stream; what carries whole messages has no use for it."""
     will: bytes | None = field(default=None, repr=False)
     """What a broker is to say for this node when it is gone."""
-    options: Mapping[str, object] = field(default_factory=dict)
-    """Every other key of its configuration, as written."""
+    options: Mapping[str, object] = field(default_factory=dict, repr=False)
+    """Every other key of its configuration, as written, passwords among them."""
 
 
 class Transport(Running, Protocol):

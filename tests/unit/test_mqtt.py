@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import struct
 import threading
 import time
@@ -628,6 +629,22 @@ async def test_a_broker_that_is_away_is_reported_once(
     async with MqttTransport(settings("mqtt://localhost:1"), lambda data, sender: None) as transport:
         await until(lambda: transport.statistics()["failed_connects"] >= 6)
     assert caplog.messages == ["transport wan: cannot connect to localhost:1: Connection refused"]
+
+
+async def test_a_broker_that_vanishes_is_noticed_by_tcp() -> None:
+    async with connected(Broker(accept)) as (transport, _):
+        await until(lambda: transport._session is not None)
+        assert transport._session is not None
+        link = transport._session.link._transport
+        assert link is not None
+        opened = link.get_extra_info("socket")
+        assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5000
+        assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+
+
+def test_settings_show_no_password() -> None:
+    shown = settings("mqtt://u@127.0.0.1", password="hunter2")
+    assert "hunter2" not in repr(shown) + repr(parse_options(shown))
 
 
 async def test_a_broker_that_hangs_up_after_its_welcome_is_reported(caplog: pytest.LogCaptureFixture) -> None:

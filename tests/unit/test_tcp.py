@@ -135,6 +135,12 @@ class TestStream:
 
 
 class TestPeers:
+    async def test_it_does_not_dial_itself_where_it_listens_on_all(self, tmp_path: Path) -> None:
+        port = free_port()
+        made = settings(f"0.0.0.0:{port}", f"127.0.0.1:{port}", tls=Authority(tmp_path).files(NAMES[0], NAMES))
+        async with TcpTransport(made, ignore) as transport:
+            assert len(transport._peers) == 0
+
     async def test_a_subscriber_gets_the_stream_on_its_own_connection(self) -> None:
         got: list[bytes] = []
         async with TcpTransport(settings("127.0.0.1:0"), lambda data, sender: got.append(data)) as hub:

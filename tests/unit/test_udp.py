@@ -14,6 +14,7 @@ from cachebus_transports.udp import UdpTransport, parse_endpoint
 
 from cachebus.errors import ConfigError, TransportError
 from cachebus.ports import Sender, TransportSettings
+from tests.servers import free_port
 
 DEADLINE = 5.0
 
@@ -289,6 +290,14 @@ class TestCounting:
             transport.send(bytes(65508))
             counted = transport.statistics()
             assert (counted["oversize"], counted["send_errors"], counted["sent"]) == (1, 0, 0)
+
+    @pytest.mark.parametrize(("listen", "host"), [("0.0.0.0", "127.0.0.1"), ("[::]", "127.0.0.1"), ("[::]", "[::1]")])
+    async def test_it_sends_nothing_to_itself_where_it_listens_on_all(self, listen: str, host: str) -> None:
+        port = free_port()
+        peers = (f"{host}:{port}", f"{host}:{port - 1}")
+        async with UdpTransport(settings(f"{listen}:{port}", *peers), ignore) as transport:
+            transport.send(b"x")
+            assert transport.statistics()["sent"] == 1
 
     async def test_a_full_socket_buffer_drops(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Full:

@@ -1,15 +1,22 @@
-"""Address literals as transports take them. Decides what is one; resolves no name and opens no socket."""
+"""Address literals as transports take them: what is one, what is listened on for it, and whether it is our own.
+
+Resolves no name.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Sequence
 from typing import cast
 
 from cachebus.errors import ConfigError
 
 Address = tuple[str, int] | tuple[str, int, int, int]
 """As the socket module takes it: host and port, and for IPv6 flow label and zone."""
+
+
+_ANY_IPV4, _ANY_IPV6 = "0.0.0.0", "::"  # noqa: S104 - bound only where the operator wrote them
 
 
 def parse_endpoint(text: str, *, any_port: bool = False) -> Address:
@@ -37,3 +44,29 @@ def parse_endpoint(text: str, *, any_port: bool = False) -> Address:
 def family_of(address: Address) -> socket.AddressFamily:
     """The address family, by the address's form."""
     return socket.AF_INET if len(address) == 2 else socket.AF_INET6
+
+
+def addresses_to_bind(listen: Address | None) -> tuple[Address, ...]:
+    """One, or for `[::]` one of each family, so that an IPv4 sender never shows as a mapped address."""
+    if listen is None:
+        return ()
+    return (listen, (_ANY_IPV4, listen[1])) if listen[0] == _ANY_IPV6 else (listen,)
+
+
+def is_own(peer: Address, listening: Sequence[Address]) -> bool:
+    """Whether `peer` is where we listen: that address, or, where we listen on all, one of this machine's."""
+    for address in listening:
+        if peer[:2] == address[:2]:
+            return True
+        if peer[1] == address[1] and address[0] in (_ANY_IPV4, _ANY_IPV6) and len(peer) == len(address):
+            return _is_here(peer)
+    return False
+
+
+def _is_here(address: Address) -> bool:
+    with socket.socket(family_of(address), socket.SOCK_DGRAM) as tried:
+        try:
+            tried.bind((address[0], 0, *address[2:]))
+        except OSError:
+            return False
+    return True

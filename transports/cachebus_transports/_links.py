@@ -22,7 +22,7 @@ from typing import ClassVar, Protocol, Self
 
 from cachebus.errors import ConfigError, FrameError, TransportError
 from cachebus.ports import Framing, Receive, Sender, Tls, TransportSettings
-from cachebus_transports._address import Address, parse_endpoint
+from cachebus_transports._address import Address, is_own, parse_endpoint
 from cachebus_transports._outbox import Outbox, Waiting
 from cachebus_transports._stream import Deliver
 from cachebus_transports._words import shown, why
@@ -184,10 +184,9 @@ class StreamTransport:
             await self.close()
             raise
         self._running = True
-        own = {address[:2] for address in self.addresses}
         now = asyncio.get_running_loop().time()
         # A list of peers that names this node too may be the same on every node.
-        self._peers = [peer for peer in self._peers if peer.address[:2] not in own]
+        self._peers = [peer for peer in self._peers if not is_own(peer.address, self.addresses)]
         for peer in self._peers:
             peer.down_since = now
             self._dialling.append(asyncio.create_task(self._dial(peer), name=f"{self.settings.name}: dial"))

@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol, cast
 
+from cachebus_transports._keepalive import keep_alive
+
 MAX_PACKET = 320 * 1024
 """Largest packet taken, in bytes: the largest message of 256 KiB with the longest topic (64 KiB) and its properties."""
 HIGH_WATER = 256 * 1024
@@ -68,6 +70,8 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=HIGH_WATER)
+        if (opened := transport.get_extra_info("socket")) is not None:
+            keep_alive(opened)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

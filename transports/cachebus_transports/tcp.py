@@ -22,7 +22,8 @@ from typing import ClassVar, cast
 
 from cachebus.errors import FrameError, TransportError
 from cachebus.ports import Receive, Sender, TransportSettings
-from cachebus_transports._address import Address, family_of
+from cachebus_transports._address import Address, addresses_to_bind, family_of
+from cachebus_transports._keepalive import keep_alive
 from cachebus_transports._links import (
     CLOSE_TIMEOUT,
     CONNECT_TIMEOUT,
@@ -44,12 +45,6 @@ ACCEPT_PAUSE = 1.0
 """Seconds of rest when accepting fails, which means that descriptors or memory have run out."""
 BACKLOG = 128
 """Connections that the kernel may hold until we accept them."""
-KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 3, 1, 3
-"""Seconds of silence before TCP asks, between two questions, and questions without an answer."""
-USER_TIMEOUT = 5000
-"""Milliseconds without an acknowledgement."""
-
-_ANY_IPV4, _ANY_IPV6 = "0.0.0.0", "::"  # noqa: S104 - bound only where the operator wrote [::]
 
 
 class TcpTransport(StreamTransport):
@@ -101,7 +96,7 @@ class TcpTransport(StreamTransport):
 
     async def open(self) -> None:
         """Listen. Raises `OSError`."""
-        for address in _addresses_to_bind(self.listen):
+        for address in addresses_to_bind(self.listen):
             port = self._listening[0].getsockname()[1] if self._listening else address[1]
             listening = socket.socket(family_of(address), socket.SOCK_STREAM)
             self._listening.append(listening)
@@ -207,7 +202,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=MAX_BUFFERED, low=MIN_BUFFERED)
-        _tune(self._transport.get_extra_info("socket"))
+        keep_alive(self._transport.get_extra_info("socket"))
         sender: Sender = self._address
         name = None
         if self._owner.tls is not None:
@@ -327,19 +322,3 @@ class _Connection(asyncio.Protocol):
         if data:
             self._owner.counters.sent_bytes += len(data)
             self._transport.write(data)
-
-
-def _tune(opened: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # a connection may be gone already
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
-
-
-def _addresses_to_bind(listen: Address | None) -> tuple[Address, ...]:
-    if listen is None:
-        return ()
-    return (listen, (_ANY_IPV4, listen[1])) if listen[0] == _ANY_IPV6 else (listen,)

@@ -14,13 +14,11 @@ from __future__ import annotations
 from cachebus.errors import ConfigError
 from cachebus.ports import Receive, TransportSettings
 from cachebus_transports._address import Address as Address
-from cachebus_transports._address import family_of
+from cachebus_transports._address import addresses_to_bind, family_of, is_own
 from cachebus_transports._address import parse_endpoint as parse_endpoint
 from cachebus_transports._datagram import MAX_SOCKET_BUFFER as MAX_SOCKET_BUFFER
 from cachebus_transports._datagram import MIN_SOCKET_BUFFER as MIN_SOCKET_BUFFER
 from cachebus_transports._datagram import DatagramTransport, Inbox
-
-_ANY_IPV4, _ANY_IPV6 = "0.0.0.0", "::"  # noqa: S104 - bound only where the operator wrote [::]
 
 
 class UdpTransport(DatagramTransport):
@@ -40,7 +38,7 @@ class UdpTransport(DatagramTransport):
         super().__init__(settings, Inbox(receive, allowed), fan_out=len(self._peers))
 
     def _open(self) -> None:
-        for address in _addresses_to_bind(self._listen):
+        for address in addresses_to_bind(self._listen):
             port = self._listening[0].getsockname()[1] if self._listening else address[1]
             listening = self._socket(family_of(address))
             self._listening.append(listening)
@@ -48,19 +46,15 @@ class UdpTransport(DatagramTransport):
         for family in sorted({family_of(peer) for peer in self._peers} - {one.family for one in self._listening}):
             self._sending.append(self._socket(family))
         by_family = {one.family: one for one in (*self._listening, *self._sending)}
-        own = {one.getsockname()[:2] for one in self._listening}
         # A list of peers that names this node too may be the same on every node.
-        self._routes = tuple((by_family[family_of(peer)], peer) for peer in self._peers if peer[:2] not in own)
+        self._routes = tuple(
+            (by_family[family_of(peer)], peer) for peer in self._peers if not is_own(peer, self.addresses)
+        )
+        self._fan_out = len(self._routes)
 
     @property
     def _where(self) -> str:
         return "sending" if self._listen is None else f"{self._listen[0]} port {self._listen[1]}"
-
-
-def _addresses_to_bind(listen: Address | None) -> tuple[Address, ...]:
-    if listen is None:
-        return ()
-    return (listen, (_ANY_IPV4, listen[1])) if listen[0] == _ANY_IPV6 else (listen,)
 
 
 def _peers_only(settings: TransportSettings) -> bool:
