@@ -172,7 +172,11 @@ def _text(name: bytes) -> str:
 def _line(owner: bytes, rrtype: int, ttl: int, rdata: bytes, rng: Random) -> str:
     generic = f"\\# {len(rdata)} {rdata.hex()}"
     try:
-        text = generic if rng.random() < 0.1 else dns.rdata.from_wire("IN", rrtype, rdata, 0, len(rdata)).to_text()
+        text = (
+            generic
+            if rng.random() < 0.1
+            else dns.rdata.from_wire("IN", dns.rdatatype.RdataType.make(rrtype), rdata, 0, len(rdata)).to_text()
+        )
     except dns.exception.DNSException:
         text = generic
     return f"{_text(owner)}\t{ttl}\tIN\t{type_to_text(rrtype)}\t{text}"
