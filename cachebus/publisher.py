@@ -133,11 +133,13 @@ class Publisher:
 
     async def _until_idle(self) -> None:
         """Wait until the queue is empty, or the task that empties it has died."""
+        if self._task is None:
+            return
         idle = asyncio.create_task(self._idle.wait(), name="publisher is idle")
-        waiting = {idle} if self._task is None else {idle, self._task}
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({idle, self._task}, return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
         self.dropped += len(self._queue)
+        self._queue.clear()
 
     async def _flush_transport(self, outlet: Outlet) -> None:
         try:
