@@ -75,7 +75,7 @@ $(VENV)/.installed: $(SOURCES)
 
 $(DEV)/.installed: pyproject.toml
 	@scripts/check-python.sh "$(PYTHON)"
-	@echo "installing cachebus with its test and docs extras in $(DEV)"
+	@echo "installing cachebus with all its extras in $(DEV)"
 	@"$(PYTHON)" -m venv $(DEV)
-	@CACHEBUS_COMPILE=0 $(DEV)/bin/pip install $(PIP_FLAGS) --editable '.[test,docs]'
+	@CACHEBUS_COMPILE=0 $(DEV)/bin/pip install $(PIP_FLAGS) --editable '.[test,docs,bench,quic]'
 	@touch $@

@@ -33,8 +33,8 @@ def test_help_lists_every_verb_without_importing_any(capsys: pytest.CaptureFixtu
     lines = [line.split()[0] for line in shown.partition("Verbs:")[2].splitlines() if line[:3].strip()]
     assert lines == list(VERBS)
     assert lines == [
-        "demo", "run", "init", "check", "schema", "keygen", "explain", "publish", "convert", "tail", "forward", "status",
-        "why", "lookup", "snapshot", "bench", "version",
+        "demo", "run", "init", "check", "schema", "keygen", "explain", "publish", "convert", "tail", "forward",
+        "status", "why", "lookup", "snapshot", "bench", "version",
     ]  # fmt: skip
 
 

@@ -122,8 +122,8 @@ async def test_wire_and_dnspython_messages_are_published() -> None:
     ("what", "reason"),
     [
         (b"", Refusal.MALFORMED),
-        (dns.message.make_query("example.net", "A").to_wire(), Refusal.NOT_A_RESPONSE),
-        (dns.message.make_response(dns.message.make_query("example.net", "A")).to_wire(), Refusal.NO_ANSWER),
+        (dns.message.make_query("example.net", "A", id=1).to_wire(), Refusal.NOT_A_RESPONSE),
+        (dns.message.make_response(dns.message.make_query("example.net", "A", id=1)).to_wire(), Refusal.NO_ANSWER),
         (answer(learned=1.0), Refusal.EXPIRED),
         (answer()._replace(qtype=255), Refusal.QTYPE),
         (answer()._replace(evidence=Evidence.VALIDATED), Refusal.RRSIG_MISSING),
