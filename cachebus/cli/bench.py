@@ -13,10 +13,11 @@ from pathlib import Path
 
 import click
 
-from cachebus.cli.bench_lanes import Lane, Missing, lanes
+from cachebus.cli.bench_lanes import Lane, lanes
 from cachebus.cli.bench_report import check_report, write_report
 from cachebus.cli.bench_run import Template, measure
 from cachebus.cli.bench_table import Result, shape, table
+from cachebus.cli.broker import BrokerMissingError
 from cachebus.cli.common import json_option, print_json
 from cachebus.errors import CachebusError, TransportUnavailable
 from cachebus.registry import load_transport
@@ -78,7 +79,7 @@ def bench(names: tuple[str, ...], answers: int, subscribers: int, report: Path |
         except CachebusError as error:
             progress("")
             click.echo(f"{lane.name}: not measured: {error}", err=True)
-            complete = complete and isinstance(error, Missing | TransportUnavailable) and not names
+            complete = complete and isinstance(error, BrokerMissingError | TransportUnavailable) and not names
             continue
         finally:
             progress("")

@@ -8,12 +8,7 @@ configuration. Knows nothing of measuring. A transport of another package takes 
 from __future__ import annotations
 
 import datetime
-import os
-import shutil
-import socket
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +16,7 @@ from typing import Any
 
 from cachebus.answer import Evidence
 from cachebus.cli.bench_trace import SENDER
+from cachebus.cli.broker import broker
 from cachebus.cli.certificates import issue, make_authority
 from cachebus.cli.demo_cluster import free_ports
 from cachebus.config.transports import DEFAULT_CODECS, CodecName, Transport
@@ -30,18 +26,12 @@ from cachebus.registry import installed_transports, load_transport
 HOST = "127.0.0.1"
 GROUP = "239.255.53.91"
 """Of the multicast measurement: administratively scoped (RFC 2365), and it stays on the loopback interface."""
-BROKER_START = 10.0
-"""Seconds for a broker to come up."""
 
 Section = dict[str, Any]
 
 
 class BenchError(CachebusError):
     """Raised when something cannot be measured, or a process of the measurement dies, hangs or receives too little."""
-
-
-class Missing(BenchError):  # noqa: N818 - it is the absence, not its handling, that has a name
-    """Raised when a transport cannot be measured because the machine lacks something; the text says what."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,68 +180,9 @@ def _other(lane: Lane, subscribers: int, directory: Path) -> Plan:
 
 @contextmanager
 def surroundings(lane: Lane, plan: Plan, directory: Path) -> Iterator[None]:
-    """What must run beside the processes: a broker for mqtt. Raises `Missing`, and `BenchError` when it fails."""
+    """What must run beside the processes: a broker for mqtt. Raises `BrokerMissingError`, or `BrokerError`."""
     if lane.transport != "mqtt":
         yield
         return
     with broker(int(plan.bare[0].rpartition(":")[2]), directory):
         yield
-
-
-@contextmanager
-def broker(port: int, directory: Path) -> Iterator[None]:
-    """Mosquitto on a loopback port. Raises `Missing` where it is not installed, `BenchError` when it does not start."""
-    program = shutil.which("mosquitto", path=_search_path())
-    if program is None:
-        raise Missing("mosquitto is not installed (Debian: apt install mosquitto)")
-    configuration = directory / "mosquitto.conf"
-    configuration.write_text("\n".join(_broker_configuration(port)) + "\n")
-    log = directory / "mosquitto.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603 - a program found by its name, with a file of ours
-            [program, "-c", configuration],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
-        _wait_for(process, port, log)
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _search_path() -> str:
-    return os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"))
-
-
-def _broker_configuration(port: int) -> Sequence[str]:
-    return (
-        f"listener {port} {HOST}",
-        "allow_anonymous true",
-        "persistence false",
-        "set_tcp_nodelay true",
-        # A broker in use is set up for its load; the default of 1,000 would make the broker's loss the transport's.
-        "max_queued_messages 0",
-        "log_dest stderr",
-    )
-
-
-def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    end = time.monotonic() + BROKER_START
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            said = log.read_text(errors="replace").strip().splitlines()
-            raise BenchError(f"mosquitto ended at once: {said[-1] if said else 'it said nothing'}")
-        try:
-            with socket.create_connection((HOST, port), timeout=1):
-                return
-        except OSError:
-            time.sleep(0.02)
-    raise BenchError("mosquitto does not answer")

@@ -1,7 +1,7 @@
 """`cachebus demo`: a whole cluster on this machine, first with sharing off, then with each transport; one table.
 
-No root, no broker, no internet. Decides the order of things and what is shown; the processes are `demo_cluster`, the
-clients `demo_load`.
+No root, no internet; a broker only where one is installed. Decides the order of things and what is shown; the processes
+are `demo_cluster`, the clients `demo_load`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +20,15 @@ import click
 
 from cachebus.admin.client import ask
 from cachebus.answer import Refusal
+from cachebus.cli.broker import BrokerMissingError, program
 from cachebus.cli.common import json_option, print_json
 from cachebus.cli.demo_cluster import MODES, POLL_INTERVAL, Authority, Cluster, Mode
 from cachebus.cli.demo_load import questions, run_load
 from cachebus.cli.demo_zone import NAMES, name_of
 
 NODES = 4
-QUESTIONS = 12_000
-"""Per mode: enough that the rare names matter too."""
+QUESTIONS = 9_600
+"""Per mode: enough that the rare names matter too; eight seconds, so that all modes are shown within two minutes."""
 RATE = 1200.0
 """Questions a second in all: a small part of what two cores can do, so that latencies are the cluster's own."""
 ARRIVAL_TIMEOUT = 2.0
@@ -86,24 +87,48 @@ class Progress:
 
 
 @click.command()
-@click.option("--keep", is_flag=True, help="Leave the cluster running afterwards, until Ctrl-C.")
+@click.option("--keep", is_flag=True, help="Leave the last cluster running afterwards, until Ctrl-C.")
+@click.option(
+    "--transport",
+    "names",
+    type=click.Choice([mode.name for mode in MODES if mode.name != "off"]),
+    multiple=True,
+    help="Show only this one, beside sharing off; may be repeated.",
+)
 @json_option
-def demo(*, keep: bool, as_json: bool) -> None:
+def demo(names: tuple[str, ...], *, keep: bool, as_json: bool) -> None:
     """Show what sharing gains: 4 nodes, one slow authoritative server, the same questions with sharing off and on."""
     progress = Progress(shown=sys.stderr.isatty())
     try:
-        asyncio.run(_demo(progress, keep=keep, as_json=as_json))
+        asyncio.run(_demo(chosen(names), progress, keep=keep, as_json=as_json))
     except asyncio.CancelledError:
         raise click.Abort from None
 
 
-async def _demo(progress: Progress, *, keep: bool, as_json: bool) -> None:
+def chosen(names: Sequence[str]) -> list[Mode]:
+    """The modes to show, `off` first. Without names, those whose broker is not installed are left out, and said so.
+
+    Raises `BrokerMissingError` for one that was asked for by name.
+    """
+    modes = [mode for mode in MODES if not names or mode.name in ("off", *names)]
+    try:
+        if any(mode.broker for mode in modes):
+            program()
+    except BrokerMissingError as error:
+        if names:
+            raise
+        click.echo(f"without mqtt: {error}", err=True)
+        modes = [mode for mode in modes if not mode.broker]
+    return modes
+
+
+async def _demo(modes: Sequence[Mode], progress: Progress, *, keep: bool, as_json: bool) -> None:
     with _folder() as folder, _ended_by_signals():
         try:
             async with Authority(folder) as authority:
                 rows = []
-                for mode in MODES:
-                    last = mode is MODES[-1]
+                for mode in modes:
+                    last = mode is modes[-1]
                     progress.say(f"{mode.name}: starting {NODES} nodes")
                     async with Cluster(mode, nodes=NODES, folder=folder, upstream=authority.port) as cluster:
                         row = await _measure(mode, cluster, authority, progress)
@@ -130,7 +155,7 @@ async def _measure(mode: Mode, cluster: Cluster, authority: Authority, progress:
     result = await run_load(stream, cluster.shim_ports, name_of, progress=show)
     cluster.check()
     asked_upstream = await authority.queries() - before
-    lost, refused = await bus_losses(cluster)
+    lost, refused = await bus_losses(mode, cluster)
     return Row(
         transport=mode.name,
         hit_rate=1 - asked_upstream / max(1, result.asked),
@@ -143,7 +168,7 @@ async def _measure(mode: Mode, cluster: Cluster, authority: Authority, progress:
     )
 
 
-async def bus_losses(cluster: Cluster) -> tuple[int, int]:
+async def bus_losses(mode: Mode, cluster: Cluster) -> tuple[int, int]:
     """(messages that did not arrive, messages refused), over all nodes and transports, as the nodes count them.
 
     What a node had already, because two asked for it at once, is not counted as refused.
@@ -152,7 +177,7 @@ async def bus_losses(cluster: Cluster) -> tuple[int, int]:
     while True:
         reports = [await asyncio.to_thread(ask, str(cluster.socket_of(node)), "status") for node in range(NODES)]
         counted = [counters for report in reports for counters in report["transports"].values()]
-        lost = sum(counters["sent"] - counters["received"] for counters in counted)
+        lost = _lost(mode, counted)
         if not lost or asyncio.get_running_loop().time() > deadline:
             break
         await asyncio.sleep(POLL_INTERVAL)
@@ -160,6 +185,13 @@ async def bus_losses(cluster: Cluster) -> tuple[int, int]:
         count for counters in counted for reason, count in counters["refused"].items() if reason not in _HAD_ALREADY
     )
     return lost, refused
+
+
+def _lost(mode: Mode, counted: Sequence[Mapping[str, Any]]) -> int:
+    if mode.numbered:
+        return sum(counters["gaps"] for counters in counted)
+    copies = NODES - 1 if mode.spread else 1
+    return sum(counters["sent"] * copies - counters["received"] for counters in counted)
 
 
 def table(rows: list[Row]) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from cachebus.cli.broker import broker
 from cachebus.cli.demo_zone import ZONE
 from cachebus.errors import CachebusError
 
@@ -36,6 +37,9 @@ PORTS = range(20000, 32768)
 LOG_TAIL = 1500
 """Characters of a process's log shown when it fails."""
 KEY_NAME = "demo"
+HOST = "127.0.0.1"
+GROUP = "239.255.53.92"
+"""Administratively scoped (RFC 2365); it stays on the loopback interface."""
 
 _PROBE = b"\0\1\0\0\0\1\0\0\0\0\0\0\0\0\2\0\1"
 """`. NS` with RD=0: a node answers it at once, from nothing."""
@@ -51,6 +55,12 @@ class Mode(NamedTuple):
     name: str
     transports: Callable[[Sequence[int], int], Mapping[str, Any]]
     """Given every node's bus port and a node's number: the `transports` of its configuration."""
+    numbered: bool = False
+    """Messages carry numbers, so that nodes count what is missing; else it is what was sent, less what came."""
+    spread: bool = False
+    """A message is counted once by who sends it, however many receive it."""
+    broker: bool = False
+    """It needs a broker, on the first node's bus port."""
 
 
 def no_transports(ports: Sequence[int], node: int) -> Mapping[str, Any]:
@@ -60,11 +70,45 @@ def no_transports(ports: Sequence[int], node: int) -> Mapping[str, Any]:
 
 def udp_transports(ports: Sequence[int], node: int) -> Mapping[str, Any]:
     """Each node sends to all others over TSIG-signed UDP."""
-    peers = [f"127.0.0.1:{port}" for index, port in enumerate(ports) if index != node]
-    return {"lan": {"type": "udp", "listen": f"127.0.0.1:{ports[node]}", "peers": peers, "key": KEY_NAME}}
+    return {"lan": {"type": "udp", **_endpoints(ports, node), "key": KEY_NAME}}
 
 
-MODES = (Mode("off", no_transports), Mode("udp", udp_transports))
+def multicast_transports(ports: Sequence[int], node: int) -> Mapping[str, Any]:
+    """Each node sends to a group on the loopback interface, TSIG-signed."""
+    place = {"group": f"{GROUP}:{ports[0]}", "interface": HOST}
+    return {"lan": {"type": "multicast", **place, "key": KEY_NAME}}
+
+
+def zeromq_transports(ports: Sequence[int], node: int) -> Mapping[str, Any]:
+    """A mesh of sockets, batches under a MAC."""
+    ends = [f"tcp://{HOST}:{port}" for port in ports]
+    connect = [end for end in ends if end != ends[node]]
+    return {"mesh": {"type": "zeromq", "bind": [ends[node]], "connect": connect, "key": KEY_NAME}}
+
+
+def tcp_transports(ports: Sequence[int], node: int) -> Mapping[str, Any]:
+    """C-DNS over TCP between all; in cleartext, as it stays on the loopback interface."""
+    return {"mesh": {"type": "tcp", "insecure": True, **_endpoints(ports, node)}}
+
+
+def mqtt_transports(ports: Sequence[int], node: int) -> Mapping[str, Any]:
+    """One broker, batches under a MAC."""
+    return {"hub": {"type": "mqtt", "url": f"mqtt://{HOST}:{ports[0]}", "key": KEY_NAME}}
+
+
+def _endpoints(ports: Sequence[int], node: int) -> dict[str, Any]:
+    peers = [f"{HOST}:{port}" for index, port in enumerate(ports) if index != node]
+    return {"listen": f"{HOST}:{ports[node]}", "peers": peers}
+
+
+MODES = (
+    Mode("off", no_transports),
+    Mode("udp", udp_transports),
+    Mode("multicast", multicast_transports, spread=True),
+    Mode("zeromq", zeromq_transports, numbered=True),
+    Mode("tcp", tcp_transports, numbered=True),
+    Mode("mqtt", mqtt_transports, numbered=True, broker=True),
+)
 """In the order of the table; a further transport is a further line here."""
 
 
@@ -192,6 +236,8 @@ class Cluster:
     async def __aenter__(self) -> Self:
         self._folder.mkdir(parents=True)
         try:
+            if self._mode.broker:
+                self._stack.enter_context(broker(self._bus_ports[0], self._folder))
             for node in range(len(self.shim_ports)):
                 child = Child(f"node-{node + 1}", ["-m", "cachebus", "run", "-c", str(self._write(node))], self._folder)
                 self._children.append(await self._stack.enter_async_context(child))

@@ -29,7 +29,7 @@ from cachebus import links, registry
 from cachebus.answer import Answer, Evidence, Refusal
 from cachebus.cli import bench_lanes, bench_report, bench_run
 from cachebus.cli.bench import bench
-from cachebus.cli.bench_lanes import BUILT_IN, BenchError, Lane, Missing, Plan, lanes, section
+from cachebus.cli.bench_lanes import BUILT_IN, BenchError, Lane, Plan, lanes, section
 from cachebus.cli.bench_peers import (
     ALGORITHM,
     KEY_NAME,
@@ -48,6 +48,7 @@ from cachebus.cli.bench_run import Figures, Flood, Measured, Template
 from cachebus.cli.bench_sender import SendingPeer
 from cachebus.cli.bench_table import percentile, shape, table
 from cachebus.cli.bench_trace import SENDER, trace
+from cachebus.cli.broker import BrokerMissingError, broker
 from cachebus.cli.version import compiled
 from cachebus.codecs.dns import DnsCodec, DnsCodecSettings
 from cachebus.config.transports import CodecName
@@ -435,8 +436,8 @@ class TestLanes:
         assert section(plan.sender).peers == (str(tmp_path / "0.sock"), str(tmp_path / "1.sock"))
 
     def test_no_broker_is_said_by_name(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr("cachebus.cli.bench_lanes.shutil.which", lambda *_, **__: None)
-        with pytest.raises(Missing, match="mosquitto is not installed"), bench_lanes.broker(1, tmp_path):
+        monkeypatch.setattr("cachebus.cli.broker.shutil.which", lambda *_, **__: None)
+        with pytest.raises(BrokerMissingError, match="mosquitto is not installed"), broker(1, tmp_path):
             pass
 
     @pytest.mark.parametrize("chosen", [[], ["--transport", "mqtt"]])
@@ -444,7 +445,7 @@ class TestLanes:
     def test_what_is_missing_does_not_stop_the_others(self, chosen: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         def measure(lane: Lane, template: Template, progress: Callable[[str], None]) -> Measured:
             if lane.transport == "mqtt":
-                raise Missing("mosquitto is not installed")
+                raise BrokerMissingError("mosquitto is not installed")
             if lane.transport == "quic":
                 raise TransportUnavailable("no aioquic")
             return MEASURED

@@ -11,7 +11,8 @@ import dns.flags
 import dns.message
 import pytest
 
-from cachebus.cli.demo import Progress, Row, table
+from cachebus.cli.broker import BrokerMissingError
+from cachebus.cli.demo import Progress, Row, _lost, chosen, table
 from cachebus.cli.demo_cluster import MODES, Child, Cluster, DemoError, free_ports
 from cachebus.cli.demo_load import LoadResult, questions, run_load
 from cachebus.cli.demo_zone import NAMES, ZONE, DemoZone, name_of
@@ -83,17 +84,44 @@ def test_configurations_are_right(mode: object, tmp_path: Path) -> None:
     (tmp_path / chosen.name).mkdir()
     listening = set()
     for node in range(4):
-        config = loads(json.dumps(cluster.configuration(node)), transport_types={"udp"})
+        config = loads(json.dumps(cluster.configuration(node)), transport_types=TYPES)
         assert not config.warnings
         listening |= {(address.host, address.port) for address in (config.shim.listen if config.shim else ())}
         for transport in config.transports.values():
-            assert len(transport.peers) == 3
+            assert len(transport.peers) in (0, 3)
             assert transport.listen not in transport.peers
+            assert transport.options.get("bind", ["-"])[0] not in transport.options.get("connect", [])  # type: ignore[index,operator]
     assert len(listening) == 4
 
 
-def test_the_modes_begin_with_sharing_off() -> None:
-    assert [mode.name for mode in MODES][:2] == ["off", "udp"]
+TYPES = {"udp", "multicast", "zeromq", "tcp", "mqtt"}
+
+
+def test_the_modes_are_all_transports_and_begin_with_sharing_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cachebus.cli.demo.program", lambda: "mosquitto")
+    names = [mode.name for mode in chosen(())]
+    assert names[:2] == ["off", "udp"]
+    assert set(names) == {"off", *TYPES}
+    assert [mode.name for mode in chosen(("tcp", "multicast"))] == ["off", "multicast", "tcp"]
+
+
+def test_without_a_broker_the_other_modes_are_shown_and_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cachebus.cli.broker.shutil.which", lambda *_, **__: None)
+    assert {mode.name for mode in chosen(())} == {"off", *TYPES} - {"mqtt"}
+    assert "without mqtt: mosquitto is not installed" in capsys.readouterr().err
+    assert len(chosen(("udp",))) == 2
+    with pytest.raises(BrokerMissingError, match="apt install mosquitto"):
+        chosen(("mqtt",))
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"), [("udp", 6), ("multicast", 26), ("zeromq", 3)], ids=["as sent", "to three each", "numbered"]
+)
+def test_losses_are_counted_as_the_transport_can(name: str, lost: int) -> None:
+    mode = next(mode for mode in MODES if mode.name == name)
+    assert _lost(mode, [{"sent": 10, "received": 0, "gaps": 1}, {"sent": 0, "received": 4, "gaps": 2}]) == lost
 
 
 ROWS = [
