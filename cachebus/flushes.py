@@ -7,7 +7,8 @@ from cachebus.wire.name import ancestors
 MAX_FLUSHES = 10_000
 """Names whose last flush is remembered, each for `FLUSH_MEMORY`."""
 FLUSH_MEMORY = 600
-"""Seconds: nothing older than twice the largest fudge is accepted from the bus."""
+"""Seconds: twice the largest fudge. When the memory is full, older flushes go, and with them whatever was learned before
+they were made: a batch or a copy of a cache may bring answers of hours ago."""
 
 
 class Flushes:
@@ -46,6 +47,7 @@ class Flushes:
         if len(self.names) >= MAX_FLUSHES:
             horizon = now_ms - FLUSH_MEMORY * 1000
             self.names = {name: flush for name, flush in self.names.items() if flush[0] > horizon}
+            self.all_before = max(self.all_before, horizon)
         if len(self.names) >= MAX_FLUSHES:
             # Too many to tell apart: take them all for one flush of everything still on its way.
             self.note_all(now_ms)

@@ -247,6 +247,17 @@ def test_flush_by_key_tag() -> None:
     assert cache.get(name_from_text("b.example.com"), rrtypes.A, NOW + 1) is not None
 
 
+def test_a_flush_that_is_forgotten_lets_nothing_older_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cachebus.flushes.MAX_FLUSHES", 2)
+    cache = Cache("b")
+    cache.flush(name_from_text("a.example.com"), NOW)
+    for number in range(2):  # the first is out of the memory by now, but not what a copy may bring
+        cache.flush(name_from_text(f"n{number}.example.com"), NOW + 700 + number)
+    old = address("a.example.com", learned=NOW - 1, ttl=3600, transport="snapshot")
+    assert cache.put(old, NOW + 702) is Refusal.FLUSHED
+    assert cache.put(old._replace(learned=NOW + 300), NOW + 702) is None
+
+
 def test_many_flushes_stay_bounded_and_safe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cachebus.flushes.MAX_FLUSHES", 10)
     cache = Cache("b")

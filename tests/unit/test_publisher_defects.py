@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
+from cachebus.answer import Answer
 from cachebus.cache import Cache
 from cachebus.filters.noise import Noise, NoiseSettings
 from cachebus.filters.policy import Policy, PolicySettings
 from cachebus.history import History
 from cachebus.outlet import Collect, Outlet
+from cachebus.ports import LeftOut
 from cachebus.publisher import Publisher
 from tests.core_bed import NOW, address
+from tests.unit.shim_bed import until
 from tests.unit.test_outlet import Counting, Link
 
 
@@ -28,7 +32,7 @@ class Leaving(Counting):
 
     broken = False
 
-    def encode(self, answers, now):  # type: ignore[no-untyped-def]
+    def encode(self, answers: Sequence[Answer], now: float) -> tuple[list[bytes], list[LeftOut]]:
         if self.broken:
             raise ValueError("broken")
         return super().encode(answers, now)
@@ -64,8 +68,7 @@ async def test_what_one_outlet_cannot_send_goes_to_the_others(caplog: pytest.Log
 async def test_what_no_outlet_could_send_is_not_counted_and_new_the_next_time(caplog: pytest.LogCaptureFixture) -> None:
     async with publisher_of(outlet("x", Counting(), Broken())) as publishing:
         assert publishing.publish(address(learned=NOW)) is None
-        while publishing.statistics()["queued"] or not publishing.errors:
-            await asyncio.sleep(0)
+        await until(lambda: publishing.errors == 1)
         assert publishing.published == 0
         assert publishing.publish(address(learned=NOW)) is None
 
@@ -74,8 +77,7 @@ async def test_leave_is_taken_though_the_rest_cannot_be_sent(caplog: pytest.LogC
     link, codec = Link(), Leaving()
     async with publisher_of(outlet("x", codec, link, Collect(count=10, octets=1 << 20, interval=60.0))) as publishing:
         publishing.publish(address(learned=NOW))
-        while publishing.statistics()["published"] < 1:
-            await asyncio.sleep(0)
+        await until(lambda: publishing.published == 1)
         codec.broken = True
     assert link.sent == [b"will"]
 
