@@ -7,8 +7,8 @@ from cachebus.wire.name import ancestors
 MAX_FLUSHES = 10_000
 """Names whose last flush is remembered, each for `FLUSH_MEMORY`."""
 FLUSH_MEMORY = 600
-"""Seconds: twice the largest fudge. When the memory is full, older flushes go, and with them whatever was learned before
-they were made: a batch or a copy of a cache may bring answers of hours ago."""
+"""Seconds: twice the largest fudge. When the memory is full, older flushes go, and nothing is taken that was learned in
+their time: a batch or a copy of a cache may bring answers of hours ago."""
 
 
 class Flushes:
