@@ -43,6 +43,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(loop.close)
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name a case with bytes by its place: they may hold a random ID, and every process must know a test by one name."""
+    return argname if isinstance(val, bytes) else None
+
+
 def in_ci() -> bool:
     """True where a skip is a failure."""
     return os.environ.get("CI", "").strip().lower() in {"1", "true", "yes"}
