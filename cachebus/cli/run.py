@@ -12,6 +12,8 @@ from cachebus.cli.common import config_option
 LEVELS = ("debug", "info", "warning", "error")
 FORMAT = "%(levelname)s %(name)s: %(message)s"
 """Without a time: systemd's journal, and a terminal's user, have their own."""
+TALKATIVE = ("quic",)
+"""Libraries' loggers that tell of each connection what only `debug` asks for."""
 
 
 @click.command()
@@ -24,4 +26,7 @@ def run(config: Path, log_level: str) -> int:
     from cachebus.node import run as run_node
 
     logging.basicConfig(level=log_level.upper(), format=FORMAT)
+    if log_level != "debug":
+        for library in TALKATIVE:
+            logging.getLogger(library).setLevel(logging.WARNING)
     return run_node(config)

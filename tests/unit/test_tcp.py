@@ -135,6 +135,29 @@ class TestStream:
 
 
 class TestPeers:
+    async def test_a_peer_that_will_not_have_us_is_reported_once(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In TLS 1.3 a link stands for the side that connects before the other has looked at its certificate."""
+        monkeypatch.setattr(_links, "MAX_BACKOFF", 0.01)
+        monkeypatch.setattr(_links, "FIRST_BACKOFF", 0.01)
+        monkeypatch.setattr(_links, "SETTLED", 0.3)
+        caplog.set_level("INFO")
+        authority = Authority(tmp_path)
+        strict = settings("127.0.0.1:0", tls=authority.files(NAMES[1], ["other.example"]))
+        async with TcpTransport(strict, ignore) as server:
+            refused = settings(None, address_of(server), tls=authority.files(NAMES[0], NAMES))
+            async with TcpTransport(refused, ignore) as client:
+                await until(lambda: client.statistics()["reconnects"] >= 4, "not tried again")
+            said = [text for text in caplog.messages if "link" in text]
+            assert said == [f"transport wan: no link to {address_of(server)}: it ended the connection at once"]
+            caplog.clear()
+        async with TcpTransport(settings("127.0.0.1:0"), ignore) as server:
+            address = address_of(server)
+            async with TcpTransport(settings(None, address), ignore):
+                await until(lambda: len(caplog.messages) == 1, "not told")
+        assert caplog.messages == [f"transport wan: linked to {address}"]
+
     async def test_it_does_not_dial_itself_where_it_listens_on_all(self, tmp_path: Path) -> None:
         port = free_port()
         made = settings(f"0.0.0.0:{port}", f"127.0.0.1:{port}", tls=Authority(tmp_path).files(NAMES[0], NAMES))

@@ -37,6 +37,8 @@ FIRST_BACKOFF, MAX_BACKOFF = 0.1, 2.0
 With `CONNECT_TIMEOUT` they keep a peer's return within 5 s."""
 STABLE = 5.0
 """Seconds that a link must have stood for the next attempt to be a first one: no peer that refuses us is hammered."""
+SETTLED = 1.0
+"""Seconds after which it is told that a link stands: who refuses our certificate ends it sooner, time and again."""
 CLOSE_TIMEOUT = 1.0
 """Seconds that a peer has to take what is on its way when we stop."""
 FLUSH_TIMEOUT = 10.0
@@ -327,25 +329,29 @@ class StreamTransport:
         backoff = FIRST_BACKOFF
         before = told = False
         while True:
+            missing = "it ended the connection at once"
             try:
                 link = await self.connect(peer.address, peer.outbox)
             except (OSError, TransportError) as error:  # TimeoutError and every ssl error among them
                 self._count_failure(error)
-                if not told:
-                    log.warning("transport %s: no link to %s: %s", self.settings.name, shown(peer.address), why(error))
-                told = True
+                missing = why(error)
             else:
-                log.info("transport %s: linked to %s", self.settings.name, shown(peer.address))
                 self.counters.reconnects += before
-                before, told, since = True, False, loop.time()
+                before, since = True, loop.time()
                 peer.link = link
                 try:
-                    await asyncio.shield(link.lost)
+                    if not (await asyncio.wait((link.lost,), timeout=SETTLED))[0]:
+                        log.info("transport %s: linked to %s", self.settings.name, shown(peer.address))
+                        missing, told = "it ended", False
+                        await asyncio.shield(link.lost)
                 finally:
                     if link.lost.done():
                         peer.link, peer.down_since = None, loop.time()
                 if loop.time() - since >= STABLE:
                     backoff = FIRST_BACKOFF
+            if not told:
+                log.warning("transport %s: no link to %s: %s", self.settings.name, shown(peer.address), missing)
+                told = True
             await asyncio.sleep(backoff * random.uniform(0.5, 1))
             backoff = min(2 * backoff, MAX_BACKOFF)
             peer.outbox.expire(loop.time())
