@@ -217,7 +217,7 @@ class UnboundCacheSource(Section):
     """Certificates for a control-interface over TCP."""
     rate: int = Field(default=500, ge=1, le=10_000)
     """Most answers per second that are taken from what was read."""
-    max_bytes: Size = Field(default=64 * 1024 * 1024, ge=1024 * 1024, le=1024 * 1024 * 1024)
+    max_bytes: Size = Field(default=128 * 1024 * 1024, ge=1024 * 1024, le=1024 * 1024 * 1024)
     """Most memory for what was read; what is beyond it is left out and counted."""
     trust: Levels = DEFAULT_TRUST
     """Levels that may be shared from here. A level includes the stronger ones."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,8 +24,8 @@ from cachebus.unbound.reader import DumpReader, to_message
 
 DEFAULT_RATE = 500
 """Entries per second: a fifth of a core here, and half of what a peer's Unbound is filled with by default."""
-DEFAULT_MAX_BYTES = 64 * 1024 * 1024
-"""Bytes; some 100,000 answers."""
+DEFAULT_MAX_BYTES = 128 * 1024 * 1024
+"""Bytes; some 70,000 answers of two records."""
 PACE = 0.02
 """Seconds between two slices of entries."""
 PATIENCE = 30
@@ -81,7 +82,9 @@ class UnboundCacheSource:
         self._clock = clock
         self._finished = finished
         self._channel = ControlChannel(settings.control, settings.tls)
-        self._reader = DumpReader(max_bytes=settings.max_bytes)
+        self._spool: deque[bytes] = deque()
+        self._spool_room = settings.max_bytes // 2
+        self._reader = DumpReader(max_bytes=settings.max_bytes // 2)
         self._delivered = 0
         self._bytes = 0
         self._unreadable = 0
@@ -123,12 +126,16 @@ class UnboundCacheSource:
             about = await self._ask()
             read = asyncio.get_running_loop().time()
             await self._channel.dump(self._take)
+            while self._spool:
+                self._reader.receive_data(self._spool.popleft())
+                await asyncio.sleep(0)
             self._reader.receive_end()
             _log.info("source %s: %d answers in the cache", self._settings.name, len(self._reader.entries))
             await self._hand_on(about.uptime, read)
             self._finished()
         except CachebusError as error:
             self._failures += 1
+            self._spool.clear()
             self._reader.entries.clear()
             _log.warning("source %s: the cache is not read: %s", self._settings.name, error)
         except Exception:  # noqa: BLE001 - else it would be heard of at the end of the node, if ever
@@ -154,6 +161,13 @@ class UnboundCacheSource:
 
     def _take(self, data: bytes) -> None:
         self._bytes += len(data)
+        if len(data) <= self._spool_room:
+            self._spool_room -= len(data)
+            self._spool.append(data)
+            return
+        self._spool_room = 0  # a dump this large is looked at while Unbound waits
+        while self._spool:
+            self._reader.receive_data(self._spool.popleft())
         self._reader.receive_data(data)
 
     async def _hand_on(self, uptime: int, read: float) -> None:

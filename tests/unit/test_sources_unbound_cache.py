@@ -42,12 +42,12 @@ class Control:
 
 
 class Bed:
-    def __init__(self, path: Path, *, rate: int = 10_000) -> None:
+    def __init__(self, path: Path, *, rate: int = 10_000, max_bytes: int = 1 << 20) -> None:
         self.frames: list[tuple[bytes, float]] = []
         self.times: list[float] = []
         self.finished = 0
         self.source = UnboundCacheSource(
-            CacheSettings(name="warm", control=f"unix:{path}", rate=rate),
+            CacheSettings(name="warm", control=f"unix:{path}", rate=rate, max_bytes=max_bytes),
             self._deliver, lambda: NOW, finished=self._finish,
         )  # fmt: skip
 
@@ -144,3 +144,15 @@ async def test_ends_in_the_middle(path: Path) -> None:
                     await asyncio.sleep(0.01)
         assert len(bed.frames) < 40
     assert bed.finished == 0
+
+
+async def test_a_dump_beyond_what_is_held_is_read_as_it_comes(path: Path) -> None:
+    size = 1000
+    bed = Bed(path, max_bytes=size)
+    dump = text_of(WWW, "\n".join([MESSAGE] * 40))
+    async with Control(path, dump_cache=dump).running():
+        counters = await bed.run()
+    assert len(dump) > size // 2
+    assert counters["failures"] == 0
+    assert (counters["bytes"], counters["messages"]) == (len(dump), 40)
+    assert counters["too_much"] > 0
