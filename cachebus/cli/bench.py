@@ -17,6 +17,7 @@ from cachebus.cli.bench_lanes import Lane, lanes
 from cachebus.cli.bench_report import check_report, write_report
 from cachebus.cli.bench_run import Template, measure
 from cachebus.cli.bench_table import Result, shape, table
+from cachebus.cli.bench_warm import measure_warm_start, warm_text
 from cachebus.cli.broker import BrokerMissingError
 from cachebus.cli.common import json_option, print_json
 from cachebus.errors import CachebusError, TransportUnavailable
@@ -59,13 +60,20 @@ LATENCY_RATE = 5000.0
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="Write a page with plots there too; needs the extra `bench`.",
 )
+@click.option("--warm-start", is_flag=True, help="Measure instead how fast a cold node takes a warm one's cache.")
 @json_option
-def bench(names: tuple[str, ...], answers: int, subscribers: int, report: Path | None, *, as_json: bool) -> None:
+def bench(
+    names: tuple[str, ...], answers: int, subscribers: int, report: Path | None, *, warm_start: bool, as_json: bool
+) -> None:
     """Measure transports on this machine, over loopback, beside their floor and beside dnspython.
 
     CPU is in microseconds per answer, the kernel's part included. The floor is the same bytes through the transport's
     bare library, with one HMAC per message; what else is in each figure is in docs/benchmarks.md.
     """
+    if warm_start:
+        found = measure_warm_start(secrets.token_bytes(32))
+        print_json(found) if as_json else click.echo(warm_text(found))
+        return
     if report is not None:
         check_report()
     template = Template(answers=answers, rate=LATENCY_RATE, secret=secrets.token_bytes(32), subscribers=subscribers)

@@ -75,7 +75,7 @@ class ReceivingPeer:
         self._section = section_
         cache = Cache("bench-receiver")
         self._subscriber = _subscriber(self._codec, cache)
-        self._timed = _Timed(self._codec, cache)
+        self._timed = Timed(self._codec, cache)
         self._switch = Switch()
         self._floor = self._make_floor()
         self._dnspython = Dnspython(KEY_NAME, ALGORITHM, b64encode(job.secret).decode())
@@ -192,7 +192,7 @@ class Switch:
         self.received += len(batch)
 
 
-class _Timed:
+class Timed:
     """A subscriber, and when it was done with each answer."""
 
     def __init__(self, codec: Codec, cache: Cache) -> None:

@@ -106,7 +106,7 @@ class Measured(NamedTuple):
     """Bytes by which the sending process and a receiving one grew over the rounds."""
 
 
-class _Peer(NamedTuple):
+class Peer(NamedTuple):
     """One of the processes."""
 
     name: str
@@ -184,45 +184,56 @@ class Template:
         )
 
 
+Start = Callable[..., Peer]
+"""`start(name, body, job, ...)`: a process that runs `body(pipe, job, ...)`."""
+
+
 @contextmanager
-def _peers(job: Job) -> Iterator[tuple[list[_Peer], _Peer]]:
+def processes() -> Iterator[Start]:
+    """Starts processes; those that still run when it is left are ended."""
     # Spawned, not forked: each process has its own memory from the start, and nothing of the command line's.
     context = multiprocessing.get_context("spawn")
-    processes = []
-    peers: list[_Peer] = []
+    running = []
+    peers: list[Peer] = []
 
-    def start(name: str, body: Callable[..., None], *arguments: object) -> None:
+    def start(name: str, body: Callable[..., None], *arguments: object) -> Peer:
         ours, theirs = context.Pipe()
-        process = context.Process(target=body, args=(theirs, job, *arguments), name=name, daemon=True)
+        process = context.Process(target=body, args=(theirs, *arguments), name=name, daemon=True)
         process.start()
         theirs.close()
-        processes.append(process)
-        peers.append(_Peer(name, ours))
+        running.append(process)
+        peers.append(Peer(name, ours))
+        return peers[-1]
 
     try:
-        for number in range(len(job.plan.receivers)):
-            start("receiving", receive, number)
-        for peer in peers:
-            peer.answer()
-        start("sending", send)
-        peers[-1].answer()
-        yield peers[:-1], peers[-1]
-        for peer in peers:
-            peer.tell(None)
+        yield start
     finally:
         for peer in peers:
             peer.pipe.close()
-        for process in processes:
+        for process in running:
             process.join(timeout=2)
             if process.is_alive():
                 process.kill()
                 process.join()
 
 
+@contextmanager
+def _peers(job: Job) -> Iterator[tuple[list[Peer], Peer]]:
+    with processes() as start:
+        receivers = [start("receiving", receive, job, number) for number in range(len(job.plan.receivers))]
+        for peer in receivers:
+            peer.answer()
+        sender = start("sending", send, job)
+        sender.answer()
+        yield receivers, sender
+        for peer in (*receivers, sender):
+            peer.tell(None)
+
+
 class _Run:
     """Tells the processes what to do."""
 
-    def __init__(self, job: Job, receivers: Sequence[_Peer], sender: _Peer) -> None:
+    def __init__(self, job: Job, receivers: Sequence[Peer], sender: Peer) -> None:
         self._job = job
         self._receivers = receivers
         self._sender = sender
@@ -318,7 +329,7 @@ class _Run:
         last: int = 0,
         *,
         early: bool = False,
-        peers: Sequence[_Peer] = (),
+        peers: Sequence[Peer] = (),
     ) -> tuple[Sent, list[Received]]:
         """Let the sender follow an order, and the receivers (`peers`: only these) take on a row what comes of it.
 

@@ -405,7 +405,7 @@ class TestProcesses:
     def test_a_process_that_dies_is_an_error(self) -> None:
         ours, theirs = multiprocessing.Pipe()
         theirs.close()
-        peer = bench_run._Peer("sending", ours)
+        peer = bench_run.Peer("sending", ours)
         with pytest.raises(BenchError, match="the sending process is gone"):
             peer.answer()
         with pytest.raises(BenchError, match="the sending process is gone"):
