@@ -71,8 +71,15 @@ def bench(
     bare library, with one HMAC per message; what else is in each figure is in docs/benchmarks.md.
     """
     if warm_start:
-        found = measure_warm_start(secrets.token_bytes(32))
-        print_json(found) if as_json else click.echo(warm_text(found))
+        progress = _progress("warm start")
+        try:
+            found = measure_warm_start(secrets.token_bytes(32), progress=progress)
+        finally:
+            progress("")
+        if as_json:
+            print_json(found)
+        else:
+            click.echo(warm_text(found))
         return
     if report is not None:
         check_report()

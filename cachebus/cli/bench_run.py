@@ -118,10 +118,10 @@ class Peer(NamedTuple):
         except OSError as error:
             raise BenchError(f"the {self.name} process is gone") from error
 
-    def answer(self) -> Any:
-        """What it says next. Raises `BenchError`, or the error that it says it met."""
+    def answer(self, patience: float = ANSWER_TIME) -> Any:
+        """What it says next, within `patience` seconds. Raises `BenchError`, or the error that it says it met."""
         try:
-            if not self.pipe.poll(ANSWER_TIME):
+            if not self.pipe.poll(patience):
                 raise BenchError(f"the {self.name} process does not answer")
             said = self.pipe.recv()
         except (EOFError, OSError) as error:

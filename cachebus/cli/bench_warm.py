@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -40,6 +41,8 @@ BEFORE = 2.0
 """Seconds of live traffic before the copy."""
 AFTER = 0.5
 """Seconds that a live answer may take."""
+FILLING = 600.0
+"""Seconds for the warm node to make and hold what is copied, and for the copy: far beyond what a slow machine needs."""
 MOST_LIVE = 20_000
 """Live answers that are ready: twenty seconds."""
 UNCAPPED = 10_000_000
@@ -77,17 +80,21 @@ class Copied(NamedTuple):
     """When each live answer was in the cache."""
 
 
-def measure_warm_start(secret: bytes, entries: int = ENTRIES) -> dict[str, Any]:
-    """The object of `--json`. Raises `BenchError`, or what a process met."""
+def measure_warm_start(
+    secret: bytes, entries: int = ENTRIES, progress: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """The object of `--json`. `progress` hears what comes next. Raises `BenchError`, or what a process met."""
     copy_port, live_port = free_ports(2)
     job = WarmJob(entries=entries, secret=secret, copy_port=copy_port, live=f"{HOST}:{live_port}")
     with processes() as start:
+        progress(f"filling a cache with {entries} answers")
         warm = start("warm", warm_node, job)
-        warm.answer()  # the cache is full
+        warm.answer(FILLING)
+        progress("taking a copy of it")
         cold = start("cold", cold_node, job)
         cold.answer()
         warm.tell(None)
-        copied: Copied = cold.answer()
+        copied: Copied = cold.answer(FILLING)
         warm.tell(None)
         departures: dict[Named, float] = warm.answer()
     return warm_shape(entries, copied, departures)
@@ -126,8 +133,8 @@ def warm_text(result: dict[str, Any]) -> str:
     found = result["warm_start"]
     before, during = found["live_latency_ms"]["before"], found["live_latency_ms"]["during"]
     copied = (
-        f"warm start: {found['merged']} of {found['entries']} answers in {found['seconds']:.2f} s, "
-        f"{found['answers_per_second']} a second, {found['receive_cpu_us']:.2f} us CPU each at the cold node"
+        f"warm start: {found['merged']} of {found['received']} RRsets ({found['entries']} answers) "
+        f"in {found['seconds']:.2f} s, {found['answers_per_second']} a second, {found['receive_cpu_us']:.2f} us CPU each at the cold node"
     )
     live = (
         f"live answers at {found['live_rate']}/s: p50 {before['p50']} ms, p99 {before['p99']} ms before the copy; "
