@@ -134,7 +134,8 @@ def warm_text(result: dict[str, Any]) -> str:
     before, during = found["live_latency_ms"]["before"], found["live_latency_ms"]["during"]
     copied = (
         f"warm start: {found['merged']} of {found['received']} RRsets ({found['entries']} answers) "
-        f"in {found['seconds']:.2f} s, {found['answers_per_second']} a second, {found['receive_cpu_us']:.2f} us CPU each at the cold node"
+        f"in {found['seconds']:.2f} s, {found['answers_per_second']} a second, "
+        f"{found['receive_cpu_us']:.2f} us CPU each at the cold node"
     )
     live = (
         f"live answers at {found['live_rate']}/s: p50 {before['p50']} ms, p99 {before['p99']} ms before the copy; "
