@@ -20,6 +20,7 @@ which Linux keeps for all processes alike.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import Coroutine
@@ -161,6 +162,7 @@ def resident() -> int:
 def run_peer(pipe: Connection, body: Coroutine[Any, Any, None]) -> None:
     """Run a process; what goes wrong in an expected way is told to the parent instead of a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent ends the others
+    logging.disable(logging.WARNING)  # that a peer is not there yet; one that stays away ends the run
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(body)
