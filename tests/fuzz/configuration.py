@@ -71,12 +71,16 @@ SECTIONS = (
     + 'transports: {z: {type: zeromq, bind: ["tcp://127.0.0.1:1"], connect: ["ipc:///a"], key: k, hwm: 5, curve: {secret: /s, server: x, allow: {a: y}}}}\n',
     KEYS
     + 'transports: {z: {type: zeromq, key: k, listen: "127.0.0.1:1", url: a, tls: {ca: /a}, flush: {count: 9, bytes: 1KiB, interval: 1s}}, y: {type: zeromq, codec: cdns, key: k}}\n',
+    'snapshot: {listen: "192.0.2.1:5395", peers: ["192.0.2.2:5395"], tls: {ca: /a, cert: /b, key: /c, peers: [a.b]}, insecure: true, rate: 200}\n',
+    'snapshot: {listen: "127.0.0.1:5395", peers: ["[::1]:1", "192.0.2.2:5395"], insecure: true, max_entries: 10, zstd: true}\n',
+    'snapshot: {listen: "[::1]:0", peers: ["127.0.0.1:1"]}\ntransports: {m: {type: mqtt, url: "mqtts://b", tls: {ca: /a, cert: /b}}}\n',
+    'snapshot: {tls: {ca: /a}}\ntransports: {m: {type: mqtt, url: "mqtt://b", tls: {ca: /a}}}\n',
 )
 TYPES = frozenset({"udp", "vendor", "multicast", "mqtt", "zeromq", "tcp", "quic"})
 MODELS: tuple[type[BaseModel], ...] = (
     models.Config, models.Key, models.DnstapSource, models.StreamSource, models.FileSource, models.ServerTls,
     models.UnboundSink, models.CallbackSink, models.Share, models.Rate, models.Cache, models.Shim, models.Upstream,
-    models.Admin, transports.Transport, transports.Accept, transports.Flush, transports.Peer, transports.TransportTls,
+    models.Admin, models.Snapshot, transports.Transport, transports.Accept, transports.Flush, transports.Peer, transports.TransportTls,
     transports.Curve, *transports.OPTIONS.values(),
 )  # fmt: skip
 NAMES = tuple(sorted({
