@@ -130,20 +130,31 @@ class Cache:
         outcomes: list[Refusal | None] = []
         now_ms = int(now * 1000)
         seed, shards, mask, marks = self._seed, self._shards, self._mask, self._alias_marks
-        most, most_bytes = self._generation_entries, self._generation_bytes
-        known: dict[object, Came] = {}
-        provenance: object = None
+        most, most_bytes, all_before = self._generation_entries, self._generation_bytes, self._flushes.all_before
+        wary_of_all = self._negatives or bool(self._flushes.names)
+        known: dict[object, tuple[bool, int, int, int, int]] = {}
+        level = teller = signed = way = checks = None  # of the answer before
         stored = 0
         for answer in answers:
-            if answer[3:] != provenance:
-                provenance = answer[3:]
-                if provenance not in known:
-                    known[provenance] = self._came(answer, now_ms, own_use)
-                came = known[provenance]
-                _, _, learned_ms, _, spread, middle, wary = came
+            _, _, rrsets, evidence, origin, learned, validating, transport, signer = answer
+            # Nearly always these are the very objects of the answer before.
+            if (
+                evidence is not level
+                or origin is not teller
+                or signer is not signed
+                or transport is not way
+                or validating is not checks
+            ):
+                level, teller, signed, way, checks = evidence, origin, signer, transport, validating
+                who = (evidence, origin, validating, transport, signer)
+                if who not in known:
+                    known[who] = self._provenance(answer, own_use)
+                by_bus, rank, flags, source, spread = known[who]
+            learned_ms = int(learned * 1000)
+            wary = wary_of_all or learned_ms <= all_before
             refusal: Refusal | None = None
             before = stored
-            for rrset in answer[2]:
+            for rrset in rrsets:
                 owner, rrtype, ttl, rrs, sigs = rrset
                 checksum = crc32(owner, seed)
                 expires_ms = learned_ms + ttl * (1000 - checksum % spread)
@@ -159,9 +170,11 @@ class Cache:
                     or rrtype in _REDIRECTIONS
                     or marks[checksum & _MARKS]
                 ):
-                    if old is not None and came.by_bus and not wary and outlived(old, came, expires_ms):
+                    alive = old is not None and by_bus and not wary and expires_ms > now_ms
+                    if alive and old is not None and outlived(old, rank, learned_ms, expires_ms):
                         refusal = Refusal.LOCAL_DATA_LIVE if old[25] & LOCAL else _BETTER_KNOWN
                         continue
+                    came = Came(by_bus, rank, learned_ms, now_ms, MIDDLE.pack(learned_ms, now_ms, rank, flags, source))
                     outcome = self._put_other(rrset, came, key, expires_ms, checksum)
                     if outcome is None:
                         stored += 1
@@ -169,7 +182,9 @@ class Cache:
                         refusal = outcome
                     continue
                 # Nothing is known that has a say in it. What `_store` does for a newcomer that fits, without the call.
-                value = b"".join((EXPIRES.pack(expires_ms), middle, _TYPES[len(sigs)], rrs, sigs))
+                value = HEADER.pack(expires_ms, learned_ms, now_ms, rank, flags, source, len(sigs)) + rrs
+                if sigs:
+                    value += sigs
                 size = shard.young_bytes + len(key) + len(value) + _ENTRY_OVERHEAD
                 if size <= most_bytes and len(young) < most:
                     shard.young_bytes = size
@@ -181,17 +196,15 @@ class Cache:
             outcomes.append(None if stored > before else refusal)
         return outcomes
 
-    def _came(self, answer: Answer, now_ms: int, own_use: bool) -> Came:
-        _, _, _, evidence, origin, learned, validating, transport, signer = answer
+    def _provenance(self, answer: Answer, own_use: bool) -> tuple[bool, int, int, int, int]:
+        """(by the bus, rank, flags, number of the source, spread) of all answers of one level from one source."""
+        _, _, _, evidence, origin, _, validating, transport, signer = answer
         rank, flags = (BUS_RANK if transport else LOCAL_RANK)[evidence]
         if validating:
             flags |= VALIDATING
         if own_use:
             flags |= OWN_USE
-        learned_ms = int(learned * 1000)
-        middle = MIDDLE.pack(learned_ms, now_ms, rank, flags, self._source(origin, transport, signer))
-        wary = self._negatives or bool(self._flushes.names) or learned_ms <= self._flushes.all_before
-        return Came(bool(transport), rank, learned_ms, now_ms, SPREAD if transport else 1, middle, wary)
+        return bool(transport), rank, flags, self._source(origin, transport, signer), SPREAD if transport else 1
 
     def _put_other(self, rrset: RRset, came: Came, key: bytes, expires_ms: int, checksum: int) -> Refusal | None:
         """Put an RRset whose name, key or time something is known about."""

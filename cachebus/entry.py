@@ -46,17 +46,14 @@ LOCAL_RANK = {Evidence.AUTHORITATIVE: (3, 0x14), Evidence.CONFIRMED: (3, 0x24), 
 
 
 class Came(NamedTuple):
-    """What the RRsets of one answer have in common, and of all answers with the same provenance in a batch."""
+    """What the RRsets of one answer have in common."""
 
     by_bus: bool
     rank: int
     learned_ms: int
     now_ms: int
-    spread: int
     middle: bytes
     """Packed `MIDDLE`."""
-    wary: bool
-    """Something was flushed, or is known not to exist: each RRset has to be looked at."""
 
 
 class Cached(NamedTuple):
@@ -124,12 +121,12 @@ def cap_by_signatures(value: bytes, sigs_length: int, expires_ms: int) -> int:
     return min(expires_ms, *((epoch + end) * 1000 for end in ends))
 
 
-def outlived(old: bytes, came: Came, expires_ms: int) -> bool:
+def outlived(old: bytes, rank: int, learned_ms: int, expires_ms: int) -> bool:
     """Whether an entry lives as long as a peer's RRset at least, and is of a higher rank or was learned no earlier.
 
     Then nothing is renewed or replaced, which is the usual end of a repeat.
     """
-    if expires_ms <= came.now_ms or old[:8] < EXPIRES.pack(expires_ms):
+    if old[:8] < EXPIRES.pack(expires_ms):
         return False
-    rank = old[24]
-    return rank > came.rank or (rank == came.rank and old[8:16] >= came.middle[:8])
+    kept = old[24]
+    return kept > rank or (kept == rank and old[8:16] >= EXPIRES.pack(learned_ms))
