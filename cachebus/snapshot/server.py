@@ -69,6 +69,7 @@ class SnapshotServer:
         for task in self._clients:
             task.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
+        await asyncio.sleep(0)  # what was aborted lets go of its socket in the next turn
 
     def statistics(self) -> Mapping[str, int]:
         """`served` copies, their `sent_bytes`, `refused` clients (no peer, or too many), `failed` half-way."""
@@ -84,7 +85,12 @@ class SnapshotServer:
             return
         task = asyncio.create_task(self._serve(writer), name="snapshot client")
         self._clients.add(task)
-        task.add_done_callback(self._clients.discard)
+
+        def ended(done: asyncio.Task[None]) -> None:
+            self._clients.discard(done)
+            writer.transport.abort()  # also where the task was cancelled before it began
+
+        task.add_done_callback(ended)
 
     async def _serve(self, writer: asyncio.StreamWriter) -> None:
         try:
@@ -102,9 +108,6 @@ class SnapshotServer:
         except (OSError, TimeoutError) as error:
             self._failed += 1
             _log.info("snapshot: a client did not take its copy: %s", error or "too slow")
-        finally:
-            with contextlib.suppress(OSError):
-                writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
 
     async def _identify(self, writer: asyncio.StreamWriter) -> str | None:
         if self._tls is None:

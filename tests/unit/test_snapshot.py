@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -309,6 +310,8 @@ async def test_who_takes_a_little_now_and_then_loses_its_place(
                 await asyncio.sleep(0.01)
         assert giving.statistics()["serving"] == 0
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
 
 async def test_who_lets_a_copy_trickle_is_given_up(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,6 +341,7 @@ async def test_more_clients_than_can_be_served_are_refused(clock: ManualClock) -
         assert server.statistics()["refused"] == 1
         for _, writer in ends:
             writer.close()
+        await asyncio.gather(*(writer.wait_closed() for _, writer in ends), return_exceptions=True)
 
 
 async def test_a_copy_that_is_cut_is_told_and_what_came_stays(clock: ManualClock) -> None:

@@ -123,27 +123,47 @@ class TcpTransport(StreamTransport):
         self._listening.clear()
 
     async def _accept(self, listening: socket.socket) -> None:
+        # Not `sock_accept`: what it has accepted in the turn in which it is cancelled is lost, and stays open.
         loop = asyncio.get_running_loop()
-        while True:
-            try:
-                accepted, address = await loop.sock_accept(listening)
-            except OSError as error:
-                self.complain("cannot accept a connection: %s", error)
-                await asyncio.sleep(ACCEPT_PAUSE)
-                continue
-            if len(self.accepted) >= MAX_ACCEPTED:
-                self.counters.refused_connections += 1
-                self.complain("connection from %s refused: there are %d already", shown(address), MAX_ACCEPTED)
-                accepted.close()
-                continue
-            if len(self._handshakes) >= MAX_HANDSHAKES:
-                oldest = next(iter(self._handshakes))
-                del self._handshakes[oldest]
-                oldest.cancel()
-                self.counters.refused_connections += 1
-            task = asyncio.create_task(self._shake(accepted, address), name=f"{self.settings.name}: handshake")
-            self._handshakes[task] = None
-            task.add_done_callback(lambda done: self._handshakes.pop(done, None))
+        ready = asyncio.Event()
+        loop.add_reader(listening.fileno(), ready.set)
+        try:
+            while True:
+                await ready.wait()
+                ready.clear()
+                try:
+                    accepted, address = listening.accept()
+                except (BlockingIOError, InterruptedError):
+                    continue
+                except OSError as error:
+                    self.complain("cannot accept a connection: %s", error)
+                    await asyncio.sleep(ACCEPT_PAUSE)
+                    continue
+                accepted.setblocking(False)  # noqa: FBT003 - the argument has no name
+                self._admit(accepted, address)
+        finally:
+            loop.remove_reader(listening.fileno())
+
+    def _admit(self, accepted: socket.socket, address: Address) -> None:
+        if len(self.accepted) >= MAX_ACCEPTED:
+            self.counters.refused_connections += 1
+            self.complain("connection from %s refused: there are %d already", shown(address), MAX_ACCEPTED)
+            accepted.close()
+            return
+        if len(self._handshakes) >= MAX_HANDSHAKES:
+            oldest = next(iter(self._handshakes))
+            del self._handshakes[oldest]
+            oldest.cancel()
+            self.counters.refused_connections += 1
+
+        def ended(done: asyncio.Task[None]) -> None:
+            self._handshakes.pop(done, None)
+            if done.cancelled():
+                accepted.close()  # it may have been cancelled before it began
+
+        task = asyncio.create_task(self._shake(accepted, address), name=f"{self.settings.name}: handshake")
+        self._handshakes[task] = None
+        task.add_done_callback(ended)
 
     async def _shake(self, accepted: socket.socket, address: Address) -> None:
         try:
