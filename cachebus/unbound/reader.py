@@ -21,6 +21,7 @@ import dns.rdatatype
 
 from cachebus.errors import FrameError, MessageError
 from cachebus.presentation import name_from_text, type_from_text
+from cachebus.wire import rrtypes
 from cachebus.wire.message import CD, IN, MAX_TTL, OPCODE, QR, RA, RCODE, TC
 
 MAX_LINE = 131_072
@@ -41,6 +42,8 @@ _RRSET = re.compile(rb";rrset(?: nsec_apex)? (\d{1,10}) (\d{1,5}) (\d{1,5}) (\d{
 _MESSAGE = re.compile(rb"msg (\S+) IN (\S+) (\d{1,5}) 1 (\d{1,10}) (\d) (\d{1,4}) \d{1,4} \d{1,4}(?: -?\d{1,5}| .*)?")
 _REFERENCE = re.compile(rb"(\S+) IN (\S+) (\d{1,4})")
 _RECORD = re.compile(rb"(\S+)[\t ]+(\d{1,10})[\t ]+IN[\t ]+(\S+)[\t ]+(.*)", re.DOTALL)
+_NOT_DATA = frozenset({rrtypes.OPT, *range(128, 256)})
+"""Types that no cache holds: meta types and question types (RFC 6895 section 3.1)."""
 _NOT_AN_ANSWER = OPCODE | TC | CD | RCODE
 """Bits of a message's flags that are all 0 in what may be shared."""
 
@@ -295,6 +298,8 @@ def _record(line: bytes, ttl: int) -> bytes:
         raise MessageError("not a record")
     try:
         rrtype = type_from_text(found[3].decode("ascii"))
+        if rrtype in _NOT_DATA:
+            raise MessageError("a type that no cache holds")
         rdata = dns.rdata.from_text(
             dns.rdataclass.IN,
             dns.rdatatype.RdataType.make(rrtype),

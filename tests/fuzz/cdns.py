@@ -290,7 +290,7 @@ class FileReceiverTarget(BytesTarget):
     calls = 3  # each payload is decoded and looked at again
 
     def valid(self, rng: Random) -> bytes:
-        if rng.random() < 0.3:
+        if rng.random() < 0.05:  # it takes 10 ms to read
             return COMPACTOR
         value = cbor2.loads(_codec(rng).framing.before + make_block(rng))
         _make_foreign(rng, value)
