@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Name a case with bytes by its place: they may hold a random ID, and all processes must know a test by one name."""
+    """Name a case with bytes by its place: they may hold a random ID, and all processes must agree on names."""
     return argname if isinstance(val, bytes) else None
 
 
