@@ -5,7 +5,7 @@ set -u
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 # Above any honest run, below the 15 minutes that all of `make test` may take: a hang ends with a report, not in silence.
-TESTS_MAY_TAKE=540
+TESTS_MAY_TAKE=780
 ALONE_MAY_TAKE=300
 
 passed=0

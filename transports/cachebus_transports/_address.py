@@ -36,7 +36,7 @@ def parse_endpoint(text: str, *, any_port: bool = False) -> Address:
         raise ConfigError(f"{text!r} has no port from 1 to 65535")
     try:
         found = socket.getaddrinfo(str(address), int(port), type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
-    except OSError:
+    except (OSError, UnicodeError):
         raise ConfigError(f"{text!r}: no such zone on this host") from None
     return cast("Address", found[0][4])
 
