@@ -63,7 +63,7 @@ def make_block(rng: Random) -> bytes:
     head = BlockHead(5, 1 + below(rng, 9), int(NOW * 1000), "c", "" if rng.random() < 0.9 else "other")
     if rng.random() < 0.1:
         return write_hello(head, "p" * below(rng, 70))
-    answers = make_answers(rng, 30 if rng.random() < 0.1 else 3)
+    answers = make_answers(rng, 30 if rng.random() < 0.02 else 3)
     return write_block(head, answers)
 
 
