@@ -19,6 +19,8 @@ from tests.fuzz.harness import Found, Limits, Part, Target, run
 from tests.fuzz.messages import BytesTarget
 from tests.fuzz.mutate import CHANGES, below, mutate, mutate_text, noise_text
 
+pytestmark = pytest.mark.alone  # memory is measured: nothing else may grow in the same process
+
 ROOT = Path(__file__).parents[2]
 HOARD: list[bytes] = []
 

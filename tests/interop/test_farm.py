@@ -51,9 +51,9 @@ def test_bind_resolves_every_name(tmp_path: Path, zones: Zones, nsd: Nsd) -> Non
     check_answers(zones, answers)
 
 
-def test_pdns_recursor_resolves_every_name(tmp_path: Path, zones: Zones, nsd: Nsd) -> None:
+def test_pdns_recursor_resolves_every_name(farm: Path, zones: Zones, nsd: Nsd) -> None:
     require("pdns-recursor")
-    with Recursor(tmp_path, stubs=dict.fromkeys(zones.names, nsd.endpoint)) as resolver:
+    with Recursor(farm, stubs=dict.fromkeys(zones.names, nsd.endpoint)) as resolver:
         answers = ask_all(resolver.endpoint, zones.questions)
     check_answers(zones, answers, validating=False)
 

@@ -122,7 +122,7 @@ async def nodes(mosquitto: Mosquitto, start: float | None = None) -> AsyncIterat
         sender, receiver = Sender(mosquitto.url()), Receiver(f"mqtt://127.0.0.1:{evil.port}", start)
         async with receiver.transport, sender.transport:
             for transport in (receiver.transport, sender.transport):
-                await until(lambda: transport.statistics()["connected"] == 1)  # noqa: B023
+                await until(lambda: transport.statistics()["connections"] == 1)  # noqa: B023
             yield sender, evil, receiver
 
 
