@@ -126,6 +126,7 @@ def test_every_hot_module_is_compiled_and_has_its_source_beside_it(compiled: Pat
 
 def test_the_compiled_modules_pass_the_tests_of_the_pure_ones(compiled: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")  # its examples are tested
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     # In the subprocess itself: a checkout that came first would pass every test, and prove nothing.
     (tmp_path / "conftest.py").write_text('import cachebus.cache\nassert cachebus.cache.__file__.endswith(".so")\n')
