@@ -53,14 +53,14 @@ TESTS = (
 """Those of the compiled modules, and of what calls them with values from outside."""
 BENCH_RUNS = 3
 """The best counts: the limits are of what the code costs, and a neighbour on the machine can only add to that."""
-# `cachebus bench` shows the promised figures (docs/benchmarks.md) on a machine of its own. These bounds are a fifth above
-# them, so that a busy machine fails no test, and a change that costs as much does.
+# `cachebus bench` shows the promised figures on a machine of its own (docs/benchmarks.md). These bounds are a fifth
+# above them, so that a busy machine fails no test, and a change that costs as much does.
 MAX_TIMES_FLOOR = 3.0
 MIN_TIMES_LESS_THAN_DNSPYTHON = 10
 OF_UDP = {"zeromq": 0.6, "mqtt": 0.6, "tcp": 1.2}
 """Receive CPU per answer at most, by that of udp."""
 TIMES_OTHER_FLOORS = {"zeromq": 6.0, "mqtt": 3.6, "tcp": 3.6}
-"""Receive CPU over that of the bare library. `batch` over zeromq takes about 5, as its floor is next to nothing."""
+"""Receive CPU over that of the bare library; `batch` over zeromq takes about 5, as its floor is next to nothing."""
 MAX_BYTES_OF_UDP = 0.35
 """Bytes per answer of the compressed stream at most, by those of udp."""
 MAX_P99 = 48.0
