@@ -133,20 +133,13 @@ class Cache:
         most, most_bytes, all_before = self._generation_entries, self._generation_bytes, self._flushes.all_before
         wary_of_all = self._negatives or bool(self._flushes.names)
         known: dict[object, tuple[bool, int, int, int, int]] = {}
-        level = teller = signed = way = checks = None  # of the answer before
+        told: object = None
         stored = 0
         for answer in answers:
             _, _, rrsets, evidence, origin, learned, validating, transport, signer = answer
-            # Nearly always these are the very objects of the answer before.
-            if (
-                evidence is not level
-                or origin is not teller
-                or signer is not signed
-                or transport is not way
-                or validating is not checks
-            ):
-                level, teller, signed, way, checks = evidence, origin, signer, transport, validating
-                who = (evidence, origin, validating, transport, signer)
+            who = (evidence, origin, validating, transport, signer)
+            if who != told:
+                told = who
                 if who not in known:
                     known[who] = self._provenance(answer, own_use)
                 by_bus, rank, flags, source, spread = known[who]
@@ -170,21 +163,17 @@ class Cache:
                     or rrtype in _REDIRECTIONS
                     or marks[checksum & _MARKS]
                 ):
-                    alive = old is not None and by_bus and not wary and expires_ms > now_ms
-                    if alive and old is not None and outlived(old, rank, learned_ms, expires_ms):
-                        refusal = Refusal.LOCAL_DATA_LIVE if old[25] & LOCAL else _BETTER_KNOWN
-                        continue
-                    came = Came(by_bus, rank, learned_ms, now_ms, MIDDLE.pack(learned_ms, now_ms, rank, flags, source))
-                    outcome = self._put_other(rrset, came, key, expires_ms, checksum)
-                    if outcome is None:
-                        stored += 1
+                    if wary or not by_bus or old is None or not outlived(old, rank, learned_ms, now_ms, expires_ms):
+                        middle = MIDDLE.pack(learned_ms, now_ms, rank, flags, source)
+                        came = Came(by_bus, rank, learned_ms, now_ms, middle)
+                        outcome = self._put_other(rrset, came, key, expires_ms, checksum)
                     else:
-                        refusal = outcome
+                        outcome = Refusal.LOCAL_DATA_LIVE if old[25] & LOCAL else _BETTER_KNOWN
+                    refusal = outcome or refusal
+                    stored += outcome is None
                     continue
                 # Nothing is known that has a say in it. What `_store` does for a newcomer that fits, without the call.
-                value = HEADER.pack(expires_ms, learned_ms, now_ms, rank, flags, source, len(sigs)) + rrs
-                if sigs:
-                    value += sigs
+                value = HEADER.pack(expires_ms, learned_ms, now_ms, rank, flags, source, len(sigs)) + rrs + sigs
                 size = shard.young_bytes + len(key) + len(value) + _ENTRY_OVERHEAD
                 if size <= most_bytes and len(young) < most:
                     shard.young_bytes = size

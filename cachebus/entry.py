@@ -121,12 +121,12 @@ def cap_by_signatures(value: bytes, sigs_length: int, expires_ms: int) -> int:
     return min(expires_ms, *((epoch + end) * 1000 for end in ends))
 
 
-def outlived(old: bytes, rank: int, learned_ms: int, expires_ms: int) -> bool:
+def outlived(old: bytes, rank: int, learned_ms: int, now_ms: int, expires_ms: int) -> bool:
     """Whether an entry lives as long as a peer's RRset at least, and is of a higher rank or was learned no earlier.
 
     Then nothing is renewed or replaced, which is the usual end of a repeat.
     """
-    if old[:8] < EXPIRES.pack(expires_ms):
+    if expires_ms <= now_ms or old[:8] < EXPIRES.pack(expires_ms):
         return False
     kept = old[24]
     return kept > rank or (kept == rank and old[8:16] >= EXPIRES.pack(learned_ms))

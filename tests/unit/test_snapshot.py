@@ -317,16 +317,24 @@ async def test_who_takes_a_little_now_and_then_loses_its_place(
 async def test_who_lets_a_copy_trickle_is_given_up(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "STALL", 0.1)
 
+    ended = asyncio.Event()
+
     async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for byte in codec("a").framing.opening():
+            if writer.is_closing():
+                break
             writer.write(bytes((byte,)))
             await asyncio.sleep(0.01)
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        ended.set()
 
     async with await asyncio.start_server(trickle, "127.0.0.1", 0) as listening:
         where = listening.sockets[0].getsockname()[:2]
         with pytest.raises(FrameError, match="trickles"):
             await joining.fetch(where, None, lambda sender: Taker(Cache("b"), POLICY, codec(), clock, sender=sender))
+        await asyncio.wait_for(ended.wait(), 5)
 
 
 async def test_more_clients_than_can_be_served_are_refused(clock: ManualClock) -> None:
