@@ -26,14 +26,13 @@ from cachebus.config.models import (
     FileSource,
     Key,
     ResolverFrames,
-    Shim,
     Source,
     StreamSource,
     UnboundCacheSource,
     UnboundSink,
-    Upstream,
 )
 from cachebus.config.problems import Place, shown
+from cachebus.config.shim_checks import check_shim
 from cachebus.config.tools import Tools
 from cachebus.config.transport_checks import TransportChecker
 from cachebus.config.values import UnixAddress
@@ -75,7 +74,7 @@ class Checker:
         if config.share.min_ttl > config.share.max_ttl:
             self._tools.report(("share", "min_ttl"), "is above `max_ttl`: nothing would be shared")
         if config.shim is not None:
-            self._shim(config.shim)
+            check_shim(config.shim, self._tools)
         self._transports.snapshot(config.snapshot)
         self._admin(config.admin)
         if config.state is not None and not config.state.is_dir():
@@ -203,35 +202,6 @@ class Checker:
             self._tools.report(
                 (*place, "control"), "needs `tls`: over TCP anyone on this machine could answer for Unbound"
             )
-
-    # Shim
-
-    def _shim(self, shim: Shim) -> None:
-        for index, listen in enumerate(shim.listen):
-            if listen.port:
-                self._tools.once(("shim", "listen", index), f"udp:{listen}")
-        for index, upstream in enumerate(shim.upstreams):
-            self._upstream(("shim", "upstreams", index), upstream, shim)
-
-    def _upstream(self, place: Place, upstream: Upstream, shim: Shim) -> None:
-        try:
-            address = upstream.endpoint
-        except ValueError as error:
-            self._tools.report((*place, "address"), str(error))
-            return
-        if address in shim.listen:
-            self._tools.report((*place, "address"), "is the shim's own address: it would ask itself")
-        if upstream.validating and upstream.authoritative:
-            self._tools.report((*place, "authoritative"), "`validating` and `authoritative` exclude each other")
-        if upstream.validating and upstream.tls_name is None and not address.is_loopback:
-            self._tools.report(
-                (*place, "validating"), "needs a `tls_name` beyond loopback: anyone on the way could set AD"
-            )
-        if upstream.tls_name is not None:
-            try:
-                name_from_text(upstream.tls_name)
-            except ValueError as error:
-                self._tools.report((*place, "tls_name"), f"not a domain name: {error}")
 
     # Admin
 

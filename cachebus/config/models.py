@@ -16,6 +16,7 @@ from cachebus.answer import Evidence
 from cachebus.config.keyfile import DIGEST_BYTES
 from cachebus.config.problems import Problem
 from cachebus.config.section import MAX_NAMES, Section
+from cachebus.config.shim import Shim
 from cachebus.config.transports import Transport, TransportTls
 from cachebus.config.values import (
     Duration,
@@ -27,20 +28,15 @@ from cachebus.config.values import (
     ListenAddress,
     Name,
     Network,
-    OrText,
     Seconds,
     Size,
-    SocketAddress,
     UnixPath,
-    parse_address,
 )
 
 DEFAULT_TRUST = (Evidence.CONFIRMED, Evidence.VALIDATED)
 """What a dnstap or direct source shares unless told otherwise (trust rules, section 2)."""
 STALE_TTL = 30
 """Seconds: the TTL that serve-stale answers carry (RFC 8767 section 4)."""
-DO53_PORT = 53
-DOT_PORT = 853
 
 
 class Algorithm(Enum):
@@ -314,46 +310,6 @@ class Cache(Section):
     """Most RRsets."""
     max_bytes: Size = Field(default=128 * 1024 * 1024, ge=1024 * 1024)
     """Most memory for them, by the cache's own account: at least 1 MiB."""
-
-
-class Upstream(Section):
-    """A server that the shim sends its misses to."""
-
-    address: str
-    """ADDRESS, or ADDRESS:PORT; port 53, or 853 with `tls_name`."""
-    validating: bool = False
-    """It validates DNSSEC and its AD bit counts; only on loopback or with `tls_name`, elsewhere anyone could set it."""
-    authoritative: bool = False
-    """An authoritative server: AA=1 is evidence."""
-    tls_name: str | None = None
-    """DNS over TLS; the name that its certificate must be for."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        return {"address": value} if isinstance(value, str) else value
-
-    @property
-    def endpoint(self) -> SocketAddress:
-        """Host and port. Raises `ValueError` when `address` is not one; a loaded configuration's is."""
-        return parse_address(self.address, default_port=DO53_PORT if self.tls_name is None else DOT_PORT)
-
-
-class Shim(Section):
-    """The DNS server for clients: answers from the cache, forwards what is missing."""
-
-    listen: tuple[ListenAddress, ...] = Field(min_length=1, max_length=MAX_NAMES)
-    """ADDRESS:PORT, each for UDP and TCP."""
-    upstreams: tuple[Annotated[Upstream, OrText()], ...] = Field(default=(), max_length=64)
-    """Where misses go, in order of preference. Without any, only what the cache holds is answered."""
-    allow: tuple[Network, ...] | None = Field(default=None, max_length=MAX_NAMES)
-    """Networks whose clients are served; loopback only unless set."""
-    max_tcp_connections: int = Field(default=512, ge=10, le=65536)
-    """Beyond it the connection idle for longest is closed."""
-    max_in_flight: int = Field(default=2048, ge=16, le=65536)
-    """Client questions that may wait for an upstream; one more gets SERVFAIL at once."""
-    timeout: Duration = Field(default=4.5, ge=0.1, le=60)
-    """Time for one question, all tries together: 0.1 to 60 seconds."""
 
 
 class Admin(Section):

@@ -40,12 +40,29 @@ class Ede:
     NETWORK_ERROR = 23
 
 
+class Channel(Enum):
+    """The way a message came, which its reply takes too."""
+
+    UDP = "udp"
+    TCP = "tcp"
+    TLS = "tls"
+    HTTPS = "https"
+    QUIC = "quic"
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Nobody on the way reads it, but its size shows."""
+        return self not in (Channel.UDP, Channel.TCP)
+
+
 class Edns(NamedTuple):
     """What the client's OPT record says (RFC 6891)."""
 
     payload: int
     """Largest UDP reply it takes, at least 512."""
     do: bool
+    options: bytes = b""
+    """All options, as sent; found to be well formed."""
 
 
 class Query(NamedTuple):
@@ -186,7 +203,8 @@ def _additional(wire: bytes, position: int) -> tuple[Edns | None, int, bytes] | 
             if edns is not None or wire[start] or not _well_formed_options(wire[position + 10 : end]):
                 return None
             payload = wire[position + 2] << 8 | wire[position + 3]
-            edns = Edns(max(payload, MIN_PAYLOAD), bool(wire[position + 6] & 0x80))
+            options = wire[position + 10 : end]
+            edns = Edns(max(payload, MIN_PAYLOAD), bool(wire[position + 6] & 0x80), options)
             version = wire[position + 5]
         elif rrtype == rrtypes.TSIG:
             tsig = _bad_key(wire[start:position], wire[position : position + 8], wire[position + 10 : end])

@@ -11,7 +11,7 @@ from typing import Any
 
 from cachebus.ports import Clock
 from cachebus.shim.lookup import LookupOrder
-from cachebus.shim.query import Drop, Ede, Error, Query, Response, parse_query
+from cachebus.shim.query import Channel, Drop, Ede, Error, Query, Response, parse_query
 from cachebus.shim.reply import MAX_STREAM_PAYLOAD, compose_error, compose_reply, udp_limit
 from cachebus.shim.settings import Network
 from cachebus.shim.tasks import Tasks
@@ -40,8 +40,8 @@ class Service:
             ("queries", "prohibited", "overloaded", "errors", "servfail", "nxdomain", *(drop.value for drop in Drop)), 0
         )
 
-    def handle(self, data: bytes, client: str, *, stream: bool) -> Answered:
-        """Take one message from the address `client`; on a stream a reply may be as big as its length prefix allows."""
+    def handle(self, data: bytes, client: str, channel: Channel) -> Answered:
+        """Take one message from the address `client`; but over UDP a reply may be as big as a length prefix allows."""
         self.counters["queries"] += 1
         query = parse_query(data)
         if isinstance(query, Drop):
@@ -50,7 +50,7 @@ class Service:
         if isinstance(query, Error):
             self.counters["errors"] += 1
             return compose_error(query)
-        limit = MAX_STREAM_PAYLOAD if stream else udp_limit(query.edns)
+        limit = udp_limit(query.edns) if channel is Channel.UDP else MAX_STREAM_PAYLOAD
         if not self._is_allowed(client):  # looked up each time: no client's address outlives its question
             self.counters["prohibited"] += 1
             return compose_reply(query, _PROHIBITED, limit)

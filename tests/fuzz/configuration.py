@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cachebus.config import Config, ConfigErrors, loads, models, transports
+from cachebus.config import Config, ConfigErrors, loads, models, shim, transports
 from cachebus.config.document import MAX_DEPTH, MAX_NODES, Document, natural, parse
 from cachebus.config.problems import Problem
 from tests.fuzz.harness import Part, Target
@@ -79,7 +79,7 @@ SECTIONS = (
 TYPES = frozenset({"udp", "vendor", "multicast", "mqtt", "zeromq", "tcp", "quic"})
 MODELS: tuple[type[BaseModel], ...] = (
     models.Config, models.Key, models.DnstapSource, models.StreamSource, models.FileSource, models.ServerTls,
-    models.UnboundSink, models.CallbackSink, models.Share, models.Rate, models.Cache, models.Shim, models.Upstream,
+    models.UnboundSink, models.CallbackSink, models.Share, models.Rate, models.Cache, shim.Shim, shim.Upstream,
     models.Admin, models.Snapshot, transports.Transport, transports.Accept, transports.Flush, transports.Peer, transports.TransportTls,
     transports.Curve, *transports.OPTIONS.values(),
 )  # fmt: skip
@@ -216,6 +216,7 @@ class ConfigTarget(_YamlTarget):
         Part("cachebus/config/loader.py", without=("load", "admin_socket", "_read", "_file_problem")),
         Part("cachebus/config/checks.py"),
         Part("cachebus/config/transport_checks.py"),
+        Part("cachebus/config/shim_checks.py"),
         Part("cachebus/config/tools.py"),
     )
     cost = 10

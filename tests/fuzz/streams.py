@@ -11,10 +11,12 @@ from unittest.mock import patch
 
 from cachebus.errors import TransportError
 from cachebus.shim import server
+from cachebus.shim.connections import Connections
 from cachebus.shim.exchange import CaseNotKeptError, Outgoing, Stream, belongs, compose_query
-from cachebus.shim.server import Connections, TcpConnection
+from cachebus.shim.query import Channel
 from cachebus.shim.service import Service
 from cachebus.shim.tasks import Tasks
+from cachebus.shim.tcp import TcpConnection
 from tests.fuzz.frames import portions
 from tests.fuzz.grammar import QR, Shape, make_message, pick_name, pick_type
 from tests.fuzz.harness import Part, Target
@@ -127,9 +129,9 @@ class _Client:
 
     # As a service
 
-    def handle(self, message: bytes, client: str, *, stream: bool) -> Any:
+    def handle(self, message: bytes, client: str, channel: Channel) -> Any:
         assert client == "192.0.2.1"
-        assert stream
+        assert channel is Channel.TCP
         self.taken.append(message)
         die = self._rng.random()
         if die < 0.2:

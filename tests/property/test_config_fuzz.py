@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachebus.config import Config, ConfigErrors, loads, models, transports
+from cachebus.config import Config, ConfigErrors, loads, models, shim, transports
 from cachebus.config.keyfile import resolve_key
 from cachebus.errors import ConfigError
 
@@ -101,7 +101,7 @@ KEYS = st.sampled_from(
         {key for model in (models.Config, models.Key, models.DnstapSource, models.StreamSource, models.FileSource,
                            models.ServerTls, transports.Transport, transports.Accept, transports.Flush,
                            transports.TransportTls, transports.Curve, *transports.OPTIONS.values(), models.UnboundSink,
-                           models.CallbackSink, models.Share, models.Rate, models.Cache, models.Shim, models.Upstream,
+                           models.CallbackSink, models.Share, models.Rate, models.Cache, shim.Shim, shim.Upstream,
                            models.Admin) for key in model.model_fields}
         | {"hints", "swild", "tls", "k", "lan", "[key]", "dnstap"}
     )

@@ -23,7 +23,7 @@ from cachebus.shim.exchange import CaseNotKeptError, Exchange, belongs, compose_
 from cachebus.shim.forward import read_chain
 from cachebus.shim.learn import Learner
 from cachebus.shim.lookup import CacheStage, LookupOrder
-from cachebus.shim.query import Drop, Error, Query, Response, parse_query
+from cachebus.shim.query import Channel, Drop, Error, Query, Response, parse_query
 from cachebus.shim.reply import MAX_UDP_PAYLOAD, compose_reply
 from cachebus.shim.service import Service
 from cachebus.shim.tasks import Tasks
@@ -115,7 +115,7 @@ def test_any_bytes_from_a_client_get_a_well_formed_reply_or_silence(wire: bytes)
     order = LookupOrder([CacheStage(filled_cache())], clock)
     service = Service(order, Tasks(), clock, allow=LOOPBACK, max_in_flight=16)
     parsed = parse_query(wire)
-    reply = service.handle(wire, "127.0.0.1", stream=False)
+    reply = service.handle(wire, "127.0.0.1", Channel.UDP)
     if isinstance(parsed, Drop):
         assert reply is None
         return

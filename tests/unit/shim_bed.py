@@ -18,7 +18,7 @@ import dns.rrset
 from cachebus.answer import Answer, Evidence, RRset
 from cachebus.presentation import name_from_text, type_from_text
 from cachebus.shim import ShimSettings, UpstreamSettings
-from cachebus.shim.server import bind_both
+from cachebus.shim.sockets import bind_both
 from cachebus.wire.message import pack, parse
 
 WAIT = 10.0

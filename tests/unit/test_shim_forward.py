@@ -30,6 +30,7 @@ from cachebus.shim.exchange import (
     mixed_case,
 )
 from cachebus.shim.forward import TRY_INTERVAL
+from cachebus.shim.query import Channel
 from cachebus.shim.upstream import Health, Upstream, question_in_lower_case
 from cachebus.testing import ManualClock
 from tests.servers import free_port
@@ -530,7 +531,7 @@ async def test_without_file_descriptors_the_question_fails_and_the_upstream_is_n
         with monkeypatch.context() as patched:
             patched.setattr(exchange.socket, "socket", Exhausted)
             query = dns.message.make_query("www.example.", "A").to_wire()
-            reply = shim._service.handle(query, "127.0.0.1", stream=False)
+            reply = shim._service.handle(query, "127.0.0.1", Channel.UDP)
             assert not isinstance(reply, bytes | None)
             assert dns.message.from_wire(await reply).rcode() == dns.rcode.SERVFAIL
         (used,) = shim._upstreams

@@ -38,7 +38,7 @@ def test_edns_of_a_dnspython_query() -> None:
     message.flags = dns.flags.RD | dns.flags.CD | dns.flags.AD
     query = parse_query(message.to_wire())
     assert isinstance(query, Query)
-    assert query.edns == Edns(4096, do=True)
+    assert query.edns == Edns(4096, do=True, options=b"\xfd\xe9\0\1x")
     assert (query.do, query.wants_ad, query.checking_disabled, query.qtype) == (True, True, True, 28)
 
 

@@ -19,9 +19,11 @@ import pytest
 from cachebus.cache import Cache
 from cachebus.errors import ConfigError
 from cachebus.shim import Shim, parse_endpoint
+from cachebus.shim import connections as connections_module
 from cachebus.shim import server as server_module
-from cachebus.shim.server import MAX_UNDER_WAY
-from cachebus.shim.wildcard import reply_from
+from cachebus.shim.query import Channel
+from cachebus.shim.tcp import MAX_UNDER_WAY
+from cachebus.shim.udp import reply_from
 from cachebus.testing import ManualClock
 from tests.unit.shim_bed import (
     WAIT,
@@ -128,7 +130,7 @@ async def test_a_client_may_close_its_half_and_still_gets_its_answers() -> None:
 
 
 async def test_an_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "IDLE_TIMEOUT", 0.2)
+    monkeypatch.setattr(connections_module, "IDLE_TIMEOUT", 0.2)
     monkeypatch.setattr(server_module, "SWEEP_INTERVAL", 0.02)
     async with shim_with_data() as shim, connected(shim) as (reader, writer):
         writer.write(b"\0")  # half a length is no activity
@@ -138,7 +140,7 @@ async def test_an_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_a_client_that_reads_no_replies_is_not_served_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "IDLE_TIMEOUT", 0.3)
+    monkeypatch.setattr(connections_module, "IDLE_TIMEOUT", 0.3)
     monkeypatch.setattr(server_module, "SWEEP_INTERVAL", 0.02)
     async with shim_with_data() as shim:
         with socket.create_connection(shim.endpoints[0]) as client:
@@ -223,9 +225,9 @@ async def test_no_client_is_remembered_and_any_address_form_is_taken() -> None:
     async with shim_with_data() as shim:
         service = shim._service
         for number in range(100):
-            assert service.handle(query("www.example."), f"198.51.100.{number}", stream=False) is not None
+            assert service.handle(query("www.example."), f"198.51.100.{number}", Channel.UDP) is not None
         assert not any("198.51.100." in repr(value) for value in vars(service).values())
-        assert service.handle(query("www.example."), "fe80::1%eth0", stream=False) is not None
+        assert service.handle(query("www.example."), "fe80::1%eth0", Channel.UDP) is not None
 
 
 async def test_bytes_without_sense_get_formerr_or_silence_and_no_log(caplog: pytest.LogCaptureFixture) -> None:

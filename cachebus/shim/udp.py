@@ -1,7 +1,9 @@
-"""UDP on a wildcard address: each reply leaves from the very address that was asked, or the client would refuse it.
+"""DNS over UDP: each datagram is a message of its own, and its reply leaves from the address that was asked.
 
-asyncio's datagram endpoints cannot say so; this one hands the kernel's packet information back with the reply (RFC 3542
-section 6.2, ip(7) IP_PKTINFO).
+Moves bytes between a socket and the service; reads no DNS message.
+
+On a wildcard address asyncio's datagram endpoints would let the kernel choose the source, and the client would refuse
+the reply; `WildcardUdp` hands the kernel's packet information back with it (RFC 3542 section 6.2, ip(7) IP_PKTINFO).
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
+from cachebus.shim.query import Channel
 from cachebus.shim.service import Service
+from cachebus.shim.tasks import Tasks
 
 BURST = 64
 """Datagrams read before the event loop gets its turn."""
@@ -22,6 +26,40 @@ _IP_PKTINFO = 8
 """Linux; Python 3.11 has no name for it."""
 _CONTROL_SIZE = 256
 _Control = list[tuple[int, int, bytes]]
+
+
+class UdpListener(asyncio.DatagramProtocol):
+    """Each datagram is a message of its own."""
+
+    def __init__(self, service: Service, tasks: Tasks) -> None:
+        self._service = service
+        self._tasks = tasks
+        self._transport: asyncio.DatagramTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.DatagramTransport", transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+
+    def error_received(self, exc: Exception) -> None:
+        """A client that is gone sends ICMP errors: nobody is left to tell."""
+
+    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
+        answered = self._service.handle(data, addr[0], Channel.UDP)
+        if answered is None:
+            return
+        if isinstance(answered, bytes):
+            self._send(answered, addr)
+        else:
+            self._tasks.start(self._send_later(answered, addr))
+
+    async def _send_later(self, reply: Coroutine[Any, Any, bytes], addr: tuple[Any, ...]) -> None:
+        self._send(await reply, addr)
+
+    def _send(self, reply: bytes, addr: tuple[Any, ...]) -> None:
+        if self._transport is not None and addr[1]:  # port 0 cannot be sent to
+            self._transport.sendto(reply, addr)
 
 
 def is_wildcard(host: str) -> bool:
@@ -51,7 +89,7 @@ class WildcardUdp:
                 data, control, _, client = self._socket.recvmsg(_MAX_DATAGRAM, _CONTROL_SIZE)
             except OSError:
                 return  # nothing left, or an ICMP error about a client that is gone
-            answered = self._service.handle(data, client[0], stream=False)
+            answered = self._service.handle(data, client[0], Channel.UDP)
             if isinstance(answered, bytes):
                 self._send(answered, client, reply_from(control))
             elif answered is not None:

@@ -1,0 +1,47 @@
+"""Sockets that the shim listens on. Errors name the address and are `TransportError`."""
+
+from __future__ import annotations
+
+import socket
+
+from cachebus.errors import TransportError
+from cachebus.shim.settings import Endpoint
+
+UDP_BUFFER = 1 << 20
+"""Bytes asked for as socket buffers: a burst of some thousand queries."""
+BIND_TRIES = 20
+"""For port 0: draws of a port that is free for UDP until one is free for TCP too."""
+
+
+def bind_both(endpoint: Endpoint) -> tuple[socket.socket, socket.socket]:
+    """A UDP and a TCP socket on the same address and port. Raises `TransportError` naming the address."""
+    host, port = endpoint
+    for attempt in range(BIND_TRIES):
+        udp = _bind(socket.SOCK_DGRAM, host, port)
+        try:
+            return udp, _bind(socket.SOCK_STREAM, host, udp.getsockname()[1])
+        except TransportError:
+            udp.close()
+            if port or attempt == BIND_TRIES - 1:
+                raise
+    raise AssertionError("the loop returns or raises")
+
+
+def _bind(kind: socket.SocketKind, host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, kind)
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if kind is socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UDP_BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UDP_BUFFER)
+        sock.settimeout(0)
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        word = "TCP" if kind is socket.SOCK_STREAM else "UDP"
+        raise TransportError(f"shim: cannot listen on {host} port {port} ({word}): {error.strerror}") from error
+    return sock
