@@ -5,6 +5,7 @@ The only place that knows both the configuration's models and the parts' setting
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -15,6 +16,7 @@ from cachebus import config as configuration
 from cachebus import registry
 from cachebus.answer import Evidence
 from cachebus.config import Config, models
+from cachebus.config.shim import Upstream
 from cachebus.errors import ConfigError, FrameError
 from cachebus.filters.cached import CacheJudge
 from cachebus.filters.noise import Noise, NoiseSettings
@@ -24,7 +26,7 @@ from cachebus.filters.trust import DirectJudge, DnstapJudge, IsFilled
 from cachebus.holdings import Holdings
 from cachebus.links import Owner, certificates, levels, make_codec, make_transport
 from cachebus.ports import Clock, Sink, Source
-from cachebus.shim.settings import LOOPBACK, ShimSettings, UpstreamSettings
+from cachebus.shim.settings import LOOPBACK, Choice, ShimSettings, UpstreamSettings
 from cachebus.sinks.callback import CallbackSink
 from cachebus.sinks.unbound import DEFAULT_RATE, Refill, UnboundSink
 from cachebus.snapshot.service import SnapshotSettings
@@ -278,15 +280,8 @@ def make_shim_settings(config: Config) -> ShimSettings | None:
     return ShimSettings(
         node=config.node,
         listen=tuple((address.host, address.port) for address in shim.listen),
-        upstreams=tuple(
-            UpstreamSettings(
-                address=(upstream.endpoint.host, upstream.endpoint.port),
-                validating=upstream.validating,
-                authoritative=upstream.authoritative,
-                tls_name=upstream.tls_name,
-            )
-            for upstream in shim.upstreams
-        ),
+        upstreams=tuple(make_upstream(upstream) for upstream in shim.upstreams),
+        choice=Choice(shim.upstream_choice.value),
         allow=LOOPBACK if shim.allow is None else tuple(shim.allow),
         max_tcp_connections=shim.max_tcp_connections,
         max_in_flight=shim.max_in_flight,
@@ -294,4 +289,23 @@ def make_shim_settings(config: Config) -> ShimSettings | None:
         refresh=bool(config.transports),
         infrastructure=config.share.infrastructure,
         max_ttl=config.share.max_ttl,
+    )
+
+
+def make_upstream(upstream: Upstream) -> UpstreamSettings:
+    """What the shim has to know of one server. Raises `ConfigError` when its `ca` cannot be used."""
+    endpoint, https = upstream.endpoint, upstream.https
+    context = None
+    if upstream.ca is not None:
+        try:
+            context = ssl.create_default_context(cafile=upstream.ca)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            raise ConfigError(f"{upstream.ca} holds no certificates: {error}") from error
+    return UpstreamSettings(
+        address=(endpoint.host, endpoint.port),
+        validating=upstream.validating,
+        authoritative=upstream.authoritative,
+        tls_name=upstream.server_name,
+        https=None if https is None else (https.authority, https.path),
+        tls=context,
     )

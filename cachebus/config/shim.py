@@ -6,28 +6,45 @@ the JSON schema and in the configuration reference.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from enum import Enum
+from typing import Annotated, Any, NamedTuple
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from cachebus.config.section import MAX_NAMES, Section
-from cachebus.config.values import Duration, ListenAddress, Network, OrText, SocketAddress, parse_address
+from cachebus.config.values import Duration, File, ListenAddress, Network, OrText, SocketAddress, parse_address
 
 DO53_PORT = 53
 DOT_PORT = 853
+HTTPS_PORT = 443
+MAX_URL = 2000
+"""Characters of a URL: what every HTTP server takes."""
+
+
+class UpstreamChoice(Enum):
+    """Which of the upstreams that work is asked first."""
+
+    FASTEST = "fastest"
+    ORDERED = "ordered"
 
 
 class Upstream(Section):
     """A server that the shim sends its misses to."""
 
-    address: str
-    """ADDRESS, or ADDRESS:PORT; port 53, or 853 with `tls_name`."""
+    address: str | None = None
+    """ADDRESS, or ADDRESS:PORT; port 53, or 853 with `tls_name`, or that of `url`."""
+    url: str | None = Field(default=None, max_length=MAX_URL)
+    """DNS over HTTPS: `https://HOST[:PORT]/PATH`; the certificate must be for HOST. Where that is a name, `address` says
+    where it is: what resolves names here is this server itself."""
     validating: bool = False
     """It validates DNSSEC and its AD bit counts; only on loopback or with `tls_name`, elsewhere anyone could set it."""
     authoritative: bool = False
     """An authoritative server: AA=1 is evidence."""
     tls_name: str | None = None
     """DNS over TLS; the name that its certificate must be for."""
+    ca: File | None = None
+    """PEM file: certificates that sign this upstream's, instead of the system's."""
 
     @model_validator(mode="before")
     @classmethod
@@ -35,9 +52,50 @@ class Upstream(Section):
         return {"address": value} if isinstance(value, str) else value
 
     @property
+    def https(self) -> HttpsUrl | None:
+        """What `url` says. Raises `ValueError` when it is none; a loaded configuration's is."""
+        return None if self.url is None else parse_https_url(self.url)
+
+    @property
+    def server_name(self) -> str | None:
+        """What the certificate must be for; None without TLS."""
+        return self.tls_name if self.https is None else self.https.host
+
+    @property
     def endpoint(self) -> SocketAddress:
-        """Host and port. Raises `ValueError` when `address` is not one; a loaded configuration's is."""
-        return parse_address(self.address, default_port=DO53_PORT if self.tls_name is None else DOT_PORT)
+        """Host and port. Raises `ValueError` when there is none; a loaded configuration has one."""
+        https = self.https
+        if https is None:
+            if self.address is None:
+                raise ValueError("needs an `address` or a `url`")
+            return parse_address(self.address, default_port=DO53_PORT if self.tls_name is None else DOT_PORT)
+        if self.address is not None:
+            return parse_address(self.address, default_port=https.port)
+        return SocketAddress(https.host, https.port)
+
+
+class HttpsUrl(NamedTuple):
+    """The parts of an `https:` URL that a request needs."""
+
+    host: str
+    """A name, or an IP address without brackets."""
+    port: int
+    authority: str
+    path: str
+    """With the query, if there is one."""
+
+
+def parse_https_url(text: str) -> HttpsUrl:
+    """Take an `https:` URL apart. Raises `ValueError` for any other, or one with more than a request needs."""
+    parts = urlsplit(text)
+    if parts.scheme != "https" or not parts.hostname or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("must be https://HOST[:PORT]/PATH")
+    if parts.fragment or parts.username is not None:
+        raise ValueError("has no use for a user, a password or a #fragment")
+    path = parts.path or "/dns-query"
+    return HttpsUrl(
+        parts.hostname, parts.port or HTTPS_PORT, parts.netloc, path + (f"?{parts.query}" if parts.query else "")
+    )
 
 
 class Shim(Section):
@@ -46,7 +104,10 @@ class Shim(Section):
     listen: tuple[ListenAddress, ...] = Field(min_length=1, max_length=MAX_NAMES)
     """ADDRESS:PORT, each for UDP and TCP."""
     upstreams: tuple[Annotated[Upstream, OrText()], ...] = Field(default=(), max_length=64)
-    """Where misses go, in order of preference. Without any, only what the cache holds is answered."""
+    """Where misses go. Without any, only what the cache holds is answered."""
+    upstream_choice: UpstreamChoice = UpstreamChoice.FASTEST
+    """`fastest`: the upstream that answers soonest is asked first, among those of equal worth (`validating`,
+    `authoritative`, neither). `ordered`: in the order written."""
     allow: tuple[Network, ...] | None = Field(default=None, max_length=MAX_NAMES)
     """Networks whose clients are served; loopback only unless set."""
     max_tcp_connections: int = Field(default=512, ge=10, le=65536)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 from cachebus.config.problems import Place
 from cachebus.config.shim import Shim, Upstream
 from cachebus.config.tools import Tools
@@ -19,6 +21,14 @@ def check_shim(shim: Shim, tools: Tools) -> None:
 
 def _upstream(place: Place, upstream: Upstream, shim: Shim, tools: Tools) -> None:
     try:
+        https = upstream.https
+    except ValueError as error:
+        tools.report((*place, "url"), str(error))
+        return
+    if https is not None and not _is_address(https.host) and upstream.address is None:
+        tools.report((*place, "url"), "has a name for a host: give its IP address as `address`")
+        return
+    try:
         address = upstream.endpoint
     except ValueError as error:
         tools.report((*place, "address"), str(error))
@@ -27,10 +37,24 @@ def _upstream(place: Place, upstream: Upstream, shim: Shim, tools: Tools) -> Non
         tools.report((*place, "address"), "is the shim's own address: it would ask itself")
     if upstream.validating and upstream.authoritative:
         tools.report((*place, "authoritative"), "`validating` and `authoritative` exclude each other")
-    if upstream.validating and upstream.tls_name is None and not address.is_loopback:
+    if upstream.validating and upstream.server_name is None and not address.is_loopback:
         tools.report((*place, "validating"), "needs a `tls_name` beyond loopback: anyone on the way could set AD")
+    if https is not None and upstream.tls_name is not None:
+        tools.report((*place, "tls_name"), "is for DNS over TLS; with `url` the name is the URL's")
     if upstream.tls_name is not None:
         try:
             name_from_text(upstream.tls_name)
         except ValueError as error:
             tools.report((*place, "tls_name"), f"not a domain name: {error}")
+    if upstream.ca is not None:
+        if upstream.server_name is None:
+            tools.report((*place, "ca"), "is for TLS: give a `tls_name` or a `url`")
+        tools.file((*place, "ca"), upstream.ca)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""One question to one server and the reply that belongs to it: over UDP from a fresh port, over a TCP or TLS stream.
+"""One question to one server and the reply that belongs to it; over UDP, each from a fresh port.
 
 Decides only whether a reply belongs to the query (RFC 5452 section 9.1); what it says is others' business.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-import ssl
 from typing import NamedTuple
 
 from cachebus.errors import TransportError
@@ -18,12 +17,6 @@ from cachebus.wire.message import CD, FORMERR, HEADER_LENGTH, NOTIMP, RD, REFUSE
 
 MAX_STRAY_REPLIES = 16
 """Datagrams that are not the reply: so many on one port are an attack, and the question goes over TCP."""
-CONNECT_TIMEOUT = 2.0
-"""Seconds for TCP connect and TLS handshake; a client waits for 5 at most."""
-IDLE_TIMEOUT = 10.0
-"""Seconds that an unused stream stays open for the next question (RFC 7766 section 6.2.3: of the order of seconds)."""
-MAX_PIPELINED = 256
-"""Questions under way on one stream; more would wait behind each other anyway."""
 PAYLOAD = 1232
 """EDNS size asked for: no fragments, which could be forged (DNS flag day 2020)."""
 PADDED_TO = 128
@@ -176,115 +169,3 @@ class _UdpAttempt:
         if self._done.done() and not self._done.cancelled():
             self._done.exception()  # the caller may have given up already
         self._done.cancel()
-
-
-class Stream:
-    """One TCP or TLS connection to a server, opened when needed, with pipelined questions (RFC 7766 6.2.1.1)."""
-
-    def __init__(self, address: Endpoint, *, tls: ssl.SSLContext | None = None, tls_name: str | None = None) -> None:
-        self._address = address
-        self._tls = tls
-        self._tls_name = tls_name
-        self._writer: asyncio.StreamWriter | None = None
-        self._reading: asyncio.Task[None] | None = None
-        self._waiting: dict[bytes, tuple[Outgoing, asyncio.Future[bytes]]] = {}
-        self._connecting = asyncio.Lock()
-        self._idle: asyncio.TimerHandle | None = None
-        self.opened = 0
-
-    async def ask(self, outgoing: Outgoing) -> Exchange:
-        """Send and wait for the reply, for as long as the caller lets it. `TransportError` when the link fails.
-
-        A connection that the server closed while idle is opened again, once.
-        """
-        for _ in range(2):
-            reused = self._writer is not None
-            try:
-                return await self._ask(outgoing)
-            except TransportError:
-                if not reused:
-                    raise
-        raise TransportError("the connection was closed twice")
-
-    async def _ask(self, outgoing: Outgoing) -> Exchange:
-        writer = await self._connect()
-        if len(self._waiting) >= MAX_PIPELINED:
-            raise TransportError("too many questions under way")
-        while outgoing.wire[:2] in self._waiting:
-            outgoing = outgoing._replace(wire=secrets.token_bytes(2) + outgoing.wire[2:])
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waiting[outgoing.wire[:2]] = (outgoing, future)
-        if self._idle is not None:
-            self._idle.cancel()
-        try:
-            writer.write(len(outgoing.wire).to_bytes(2, "big") + outgoing.wire)
-            return Exchange(outgoing.wire, await future)
-        finally:
-            self._waiting.pop(outgoing.wire[:2], None)
-            if not self._waiting and self._writer is not None:
-                self._idle = asyncio.get_running_loop().call_later(IDLE_TIMEOUT, self._drop, "idle")
-
-    async def _connect(self) -> asyncio.StreamWriter:
-        async with self._connecting:
-            if self._writer is not None and not self._writer.is_closing():
-                return self._writer
-            await self._end_reading()
-            host, port = self._address
-            try:
-                async with asyncio.timeout(CONNECT_TIMEOUT):
-                    reader, writer = await asyncio.open_connection(
-                        host, port, ssl=self._tls, server_hostname=self._tls_name if self._tls else None
-                    )
-            except (OSError, TimeoutError, ssl.CertificateError) as error:
-                raise TransportError(f"no connection: {str(error) or 'timeout'}") from error
-            self.opened += 1
-            self._writer = writer
-            self._reading = asyncio.create_task(self._read(reader, writer))
-            return writer
-
-    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        reason = "closed by the server"
-        try:
-            while True:
-                size = int.from_bytes(await reader.readexactly(2), "big")
-                self._take(await reader.readexactly(size))
-        except asyncio.IncompleteReadError:
-            pass
-        except (OSError, TransportError) as error:
-            reason = str(error)
-        finally:
-            if self._writer is writer:
-                self._drop(reason)
-            else:
-                writer.close()
-
-    def _take(self, data: bytes) -> None:
-        waiting = self._waiting.get(data[:2])
-        if waiting is None:
-            return  # its question was given up
-        outgoing, future = waiting
-        if not belongs(data, outgoing):
-            raise TransportError("a reply that does not belong to its query")
-        if not future.done():
-            future.set_result(data)
-
-    def _drop(self, reason: str) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
-        for _, future in self._waiting.values():
-            if not future.done():
-                future.set_exception(TransportError(reason))
-
-    async def _end_reading(self) -> None:
-        task, self._reading = self._reading, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async def close(self) -> None:
-        """Close the connection; questions under way end in `TransportError`."""
-        if self._idle is not None:
-            self._idle.cancel()
-        self._drop("shutting down")
-        await self._end_reading()

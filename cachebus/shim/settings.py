@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field
+from enum import Enum
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from cachebus.errors import ConfigError
@@ -22,6 +23,15 @@ LOOPBACK: tuple[Network, ...] = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/12
 DO53_PORT = 53
 DOT_PORT = 853
 """RFC 7858 section 3.1."""
+
+
+class Choice(Enum):
+    """Which of the upstreams that work is asked first."""
+
+    FASTEST = "fastest"
+    """The one whose replies come soonest; each of the others now and then, so that a change is noticed."""
+    ORDERED = "ordered"
+    """The first that is configured."""
 
 
 def parse_endpoint(text: str, default_port: int) -> Endpoint:
@@ -60,7 +70,9 @@ class UpstreamSettings:
     authoritative: bool = False
     """It is asked with RD=0 and AA=1 is evidence; a referral from it is a failure."""
     tls_name: str | None = None
-    """DNS over TLS (RFC 7858) to a server whose certificate is for this name; never falls back to cleartext."""
+    """Over TLS (RFC 7858) to a server whose certificate is for this name; never falls back to cleartext."""
+    https: tuple[str, str] | None = None
+    """DNS over HTTPS (RFC 8484): the URL's host and port, and its path. Needs `tls_name`."""
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     """Trust store of its own; None takes the system's."""
 
@@ -71,6 +83,8 @@ class UpstreamSettings:
             )
         if self.validating and self.authoritative:
             raise ConfigError(f"upstream {self.text} is `validating` or `authoritative`, not both")
+        if self.https is not None and self.tls_name is None:
+            raise ConfigError(f"upstream {self.text}: HTTPS needs a `tls_name`")
         if not 0 < self.address[1] <= 65535:
             raise ConfigError(f"upstream {self.text} has no port")
 
@@ -95,7 +109,9 @@ class ShimSettings:
     listen: tuple[Endpoint, ...]
     """UDP and TCP on each; port 0 takes a free one."""
     upstreams: tuple[UpstreamSettings, ...] = ()
-    """In order of preference. Without any, only what the cache holds is answered."""
+    """Without any, only what the cache holds is answered."""
+    choice: Choice = Choice.FASTEST
+    """Among those that are `validating`, or `authoritative`, or neither, each in turn as configured."""
     allow: tuple[Network, ...] = LOOPBACK
     """Networks whose clients are served; everyone else gets REFUSED."""
     max_tcp_connections: int = 512

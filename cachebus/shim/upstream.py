@@ -5,9 +5,11 @@ Decides nothing about other upstreams, and takes no record for true.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import NamedTuple
 
 from cachebus.errors import ConfigError, MessageError
@@ -16,11 +18,12 @@ from cachebus.shim.exchange import (
     Exchange,
     Outgoing,
     StrayRepliesError,
-    Stream,
     ask_udp,
     compose_query,
 )
+from cachebus.shim.session import Https, LengthPrefixed
 from cachebus.shim.settings import UpstreamSettings
+from cachebus.shim.stream import Stream
 from cachebus.wire import rrtypes
 from cachebus.wire.message import AA, FORMERR, HEADER_LENGTH, NOERROR, NOTIMP, REFUSED, SERVFAIL, TC, Message, parse
 
@@ -29,6 +32,8 @@ MAX_PENALTY = 60.0
 that it is back."""
 FIRST_PENALTY = 1.0
 """Seconds after the first failure; each further one doubles it."""
+SMOOTHING = 1 / 8
+"""Weight of the newest round trip in the smoothed one (RFC 6298 section 2.3)."""
 
 _FAILED = frozenset({FORMERR, SERVFAIL, NOTIMP, REFUSED})
 
@@ -55,10 +60,14 @@ class Reply(NamedTuple):
 
 @dataclass(slots=True)
 class Health:
-    """Failures in a row, and until when the upstream is asked last. Times are the event loop's."""
+    """Failures in a row, until when the upstream is asked last, and how fast it answers. Times are the event loop's."""
 
     failures: int = 0
     penalised_until: float = field(default=float("-inf"))
+    round_trip: float = 0.0
+    """Smoothed, in seconds; 0 until something is known, so that it is asked and becomes known."""
+    asked: float = field(default=float("-inf"))
+    """When it was asked last."""
 
     def failed(self, now: float) -> None:
         """It did not answer, or not usefully."""
@@ -69,6 +78,10 @@ class Health:
         """It answered."""
         self.failures = 0
         self.penalised_until = float("-inf")
+
+    def took(self, seconds: float) -> None:
+        """A reply came after so long, whatever it said."""
+        self.round_trip += (seconds - self.round_trip) * (SMOOTHING if self.round_trip else 1.0)
 
 
 class Upstream:
@@ -84,11 +97,18 @@ class Upstream:
         self.malformed = 0
         self.encrypted = settings.tls_name is not None
         context = None
+        make_session = LengthPrefixed if settings.https is None else partial(Https, *settings.https)
         if self.encrypted:
             context = settings.tls or ssl.create_default_context()
             if not context.check_hostname or context.verify_mode is not ssl.CERT_REQUIRED:
                 raise ConfigError(f"upstream {settings.text}: a TLS context that verifies nothing")
-        self._stream = Stream(settings.address, tls=context, tls_name=settings.tls_name)
+            context.set_alpn_protocols([Https.alpn if settings.https else LengthPrefixed.alpn])
+        self._stream = Stream(settings.address, tls=context, tls_name=settings.tls_name, make_session=make_session)
+
+    @property
+    def worth(self) -> tuple[bool, bool]:
+        """Upstreams whose worth differs are judged differently, so speed must not choose between them."""
+        return self.settings.validating, self.settings.authoritative
 
     async def ask(self, qname: bytes, qtype: int, *, checking_disabled: bool) -> Reply:
         """Ask with DO=1 and give the reply, over TCP where UDP's is cut or 0x20 is not kept.
@@ -96,7 +116,10 @@ class Upstream:
         A server that does not know EDNS is asked without (RFC 6891 section 6.2.2). Waits until cancelled. Raises
         `TransportError` when the link fails, `MessageError` when the reply cannot be read.
         """
+        loop = asyncio.get_running_loop()
+        self.health.asked = begun = loop.time()
         reply = await self._ask(qname, qtype, checking_disabled=checking_disabled, edns=True)
+        self.health.took(loop.time() - begun)
         if reply.message.rcode in (FORMERR, NOTIMP) and reply.message.opt is None:
             reply = await self._ask(qname, qtype, checking_disabled=checking_disabled, edns=False)
         return reply

@@ -12,9 +12,11 @@ from unittest.mock import patch
 from cachebus.errors import TransportError
 from cachebus.shim import server
 from cachebus.shim.connections import Connections
-from cachebus.shim.exchange import CaseNotKeptError, Outgoing, Stream, belongs, compose_query
+from cachebus.shim.exchange import CaseNotKeptError, Outgoing, belongs, compose_query
 from cachebus.shim.query import Channel
 from cachebus.shim.service import Service
+from cachebus.shim.session import LengthPrefixed
+from cachebus.shim.stream import Stream
 from cachebus.shim.tasks import Tasks
 from cachebus.shim.tcp import TcpConnection
 from tests.fuzz.frames import portions
@@ -186,7 +188,11 @@ class UpstreamStreamTarget(Target[bytes]):
     """`Stream`: each question gets the first reply with its ID, or `TransportError` once one does not belong."""
 
     name = "upstream-stream"
-    parts = (Part("cachebus/shim/exchange.py", only=("Stream._read", "Stream._take", "Stream._drop", "belongs")),)
+    parts = (
+        Part("cachebus/shim/exchange.py", only=("belongs",)),
+        Part("cachebus/shim/session.py", only=("LengthPrefixed.receive",)),
+        Part("cachebus/shim/stream.py", only=("Stream._read", "Stream._take", "Stream._drop")),
+    )
     block = 10
 
     def __init__(self) -> None:
@@ -233,7 +239,7 @@ class UpstreamStreamTarget(Target[bytes]):
         stream._waiting.update(waiting)
         reader, writer = asyncio.StreamReader(), _Writer()
         stream._writer = cast("asyncio.StreamWriter", writer)
-        task = self._loop.create_task(stream._read(reader, stream._writer))
+        task = self._loop.create_task(stream._read(reader, stream._writer, LengthPrefixed()))
         for part in parts:
             reader.feed_data(part)
             await asyncio.sleep(0)

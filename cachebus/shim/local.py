@@ -1,0 +1,234 @@
+"""What this node answers by itself, before everything else: static records, hosts files, block-lists, special names.
+
+Decides what such a name's answer is. It is never cached, never shared, and never secure: nobody signed it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+
+from cachebus.answer import RRset
+from cachebus.cache import MAX_CHAIN
+from cachebus.errors import ConfigError
+from cachebus.shim.block_lists import Action, Format, Loader, Rule, Rules, read_hosts, read_records, wire_name
+from cachebus.shim.lookup import Found, LookupOrder
+from cachebus.shim.query import Ede, Query, Response
+from cachebus.wire import rrtypes
+from cachebus.wire.message import NOERROR, NXDOMAIN, REFUSED, SERVFAIL, cname_target, pack
+
+DEFAULT_TTL = 300
+"""Seconds: long enough to spare questions, short enough for a change to be seen."""
+
+_LOCALHOST = b"\x09localhost\0"
+_SPECIAL = (_LOCALHOST, b"\x07invalid\0", b"\x05onion\0")
+"""Names that mean nothing in the DNS: RFC 6761 sections 6.3 and 6.4, RFC 7686 section 2."""
+_SOA_NAMES = _LOCALHOST + b"\x06nobody\x07invalid\0"
+_ADDRESSES = {rrtypes.A: bytes(4), rrtypes.AAAA: bytes(16)}
+_LOOPBACK = {rrtypes.A: bytes((127, 0, 0, 1)), rrtypes.AAAA: bytes(15) + b"\1"}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockList:
+    """One file, and what becomes of the names in it."""
+
+    name: str
+    path: Path
+    format: Format = Format.DOMAINS
+    action: Action = Action.NXDOMAIN
+    error: int = Ede.BLOCKED
+    ttl: int = DEFAULT_TTL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSettings:
+    """What the shim answers by itself."""
+
+    records: Sequence[str] = ()
+    """Lines in a zone file's form, names absolute."""
+    hosts: Sequence[Path] = ()
+    ttl: int = DEFAULT_TTL
+    """Seconds, for hosts and for records that name none."""
+    lists: Sequence[BlockList] = ()
+    special_names: bool = True
+    """localhost, invalid and onion are answered here and asked of nobody."""
+
+
+@dataclass(slots=True)
+class _Content:
+    """Everything that was read: exchanged as one."""
+
+    records: Rules = field(default_factory=Rules)
+    exceptions: Rules = field(default_factory=Rules)
+    listed: Rules = field(default_factory=Rules)
+    skipped: int = 0
+
+    @property
+    def any(self) -> bool:
+        return bool(len(self.records) or len(self.listed))
+
+
+class LocalStage:
+    """The first stage. `rest` is what a CNAME that leads out of the local data is asked of."""
+
+    def __init__(self, settings: LocalSettings, rest: LookupOrder, clock: Callable[[], float]) -> None:
+        self._settings = settings
+        self._rest = rest
+        self._clock = clock
+        self._content = _Content()
+        self._special = _SPECIAL if settings.special_names else ()
+        self.answered = 0
+        self.blocked = 0
+
+    async def load(self) -> None:
+        """Read the files, in a thread. Raises `ConfigError` when one cannot be used."""
+        settings = self._settings
+        if settings.records or settings.hosts or settings.lists:
+            self._content = await asyncio.to_thread(read, settings)
+
+    def claims(self, qname: bytes) -> bool:
+        """Whether this stage, and no other, answers for a name (lower-case wire form)."""
+        content = self._content
+        return qname.endswith(self._special) or (content.any and self._find(qname) is not None)
+
+    def statistics(self) -> Mapping[str, int]:
+        """Answers given, and what was read."""
+        return {
+            "local_answers": self.answered,
+            "blocked": self.blocked,
+            "local_names": len(self._content.records),
+            "block_rules": len(self._content.listed),
+            "block_lines_skipped": self._content.skipped,
+        }
+
+    def answer(self, query: Query, now: float) -> Found:
+        """See `Stage`."""
+        qname = query.qname
+        if self._special and qname.endswith(self._special) and (found := self._answer_special(query)) is not None:
+            self.answered += 1
+            return found
+        if not self._content.any:
+            return None
+        rule = self._find(qname)
+        if rule is None:
+            return None
+        if rule.action is not None or rule.source:
+            self.blocked += 1
+        else:
+            self.answered += 1
+        return self._apply(rule, query)
+
+    def _find(self, qname: bytes) -> Rule | None:
+        content = self._content
+        rule = content.records.find(qname)
+        if rule is None and (rule := content.listed.find(qname)) is not None and content.exceptions.find(qname):
+            return None
+        return rule
+
+    def _answer_special(self, query: Query) -> Response | None:
+        if self._content.any and self._content.records.find(query.qname) is not None:
+            return None
+        if not query.qname.endswith(_LOCALHOST):
+            return negative(query.qname, NXDOMAIN, DEFAULT_TTL)
+        data = _LOOPBACK.get(query.qtype)
+        return _addresses(query, data, DEFAULT_TTL) if data else negative(query.qname, NOERROR, DEFAULT_TTL)
+
+    def _apply(self, rule: Rule, query: Query) -> Found:
+        errors = ((rule.error, ""),) if rule.source else ()
+        match rule.action:
+            case None:
+                return self._records(rule, query, errors)
+            case Action.NXDOMAIN:
+                return negative(query.qname, NXDOMAIN, rule.ttl, errors)
+            case Action.REFUSED:
+                return Response(REFUSED, errors=errors)
+            case Action.NULL if query.qtype in _ADDRESSES:
+                return _addresses(query, _ADDRESSES[query.qtype], rule.ttl)._replace(errors=errors)
+            case _:
+                return negative(query.qname, NOERROR, rule.ttl, errors)
+
+    def _records(self, rule: Rule, query: Query, errors: tuple[tuple[int, str], ...]) -> Found:
+        by_type = {rrset.type: rrset._replace(owner=query.qname) for rrset in rule.records}
+        if query.qtype == rrtypes.ANY:  # one of them is an answer (RFC 8482 section 4.1)
+            return Response(NOERROR, (next(iter(by_type.values())),), errors=errors)
+        found = by_type.get(query.qtype)
+        if found is not None:
+            return Response(NOERROR, (found,), errors=errors)
+        alias = by_type.get(rrtypes.CNAME)
+        if alias is None:
+            return negative(query.qname, NOERROR, rule.ttl, errors)
+        return partial(self._follow, query, alias, errors)
+
+    async def _follow(self, query: Query, alias: RRset, errors: tuple[tuple[int, str], ...]) -> Response:
+        """The alias and what it leads to: local data as long as there is some, then what everybody else says."""
+        chain = [alias]
+        while len(chain) <= MAX_CHAIN:
+            target = cname_target(chain[-1])
+            asked = query._replace(qname=target, question=target + query.question[-4:])
+            rule = self._content.records.find(target)
+            if rule is None:
+                outcome = self._rest.answer(asked, self._clock())
+                rest = outcome if isinstance(outcome, Response) else await outcome()
+                return rest._replace(answer=(*chain, *rest.answer), authentic=False, errors=errors + rest.errors)
+            found = self._records(rule, asked, errors)
+            if isinstance(found, Response):
+                return found._replace(answer=(*chain, *found.answer))
+            chain += [rrset._replace(owner=target) for rrset in rule.records if rrset.type == rrtypes.CNAME]
+        return Response(SERVFAIL, errors=((Ede.OTHER, "the local CNAMEs loop or are too many"),))
+
+
+def read(settings: LocalSettings) -> _Content:
+    """Read every file. Raises `ConfigError`."""
+    content = _Content()
+    for owner, rrsets in _static(settings).items():
+        wild = owner.startswith(b"\1*")
+        rule = Rule(None, tuple(rrsets), ttl=settings.ttl)
+        content.records.put(owner[2:] if wild else owner, rule, itself=not wild, below=wild)
+    loader = Loader(content.listed, content.exceptions)
+    for each in settings.lists:
+        rule = Rule(each.action, error=each.error, source=each.name, ttl=each.ttl)
+        loaded = loader.load(each.path, each.format, rule)
+        content.skipped += loaded.skipped
+        _log.info("block-list %s: %d rules, %d lines passed by", each.name, loaded.rules, loaded.skipped)
+    return content
+
+
+def _static(settings: LocalSettings) -> dict[bytes, list[RRset]]:
+    owners = read_records("\n".join(settings.records), settings.ttl) if settings.records else {}
+    for owner, rrsets in owners.items():
+        if len(rrsets) > 1 and any(rrset.type == rrtypes.CNAME for rrset in rrsets):
+            raise ConfigError(f"a local name has a CNAME and other records: {owner!r}")
+    hosts: dict[bytes, dict[str, None]] = {}
+    pointers: dict[bytes, bytes] = {}
+    for path in settings.hosts:
+        for name, address in read_hosts(path):
+            if name not in owners:
+                hosts.setdefault(name, {})[address] = None
+            pointers.setdefault(wire_name(ip_address(address).reverse_pointer.encode()), name)
+    ttl = settings.ttl
+    for name, addresses in hosts.items():
+        packed = [ip_address(address).packed for address in addresses]
+        for rrtype, size in ((rrtypes.A, 4), (rrtypes.AAAA, 16)):
+            if data := [each for each in packed if len(each) == size]:
+                owners.setdefault(name, []).append(RRset(name, rrtype, ttl, pack(rrtype, ttl, data)))
+    for reverse, name in pointers.items():
+        owners.setdefault(reverse, [RRset(reverse, rrtypes.PTR, ttl, pack(rrtypes.PTR, ttl, [name]))])
+    return owners
+
+
+def negative(qname: bytes, rcode: int, ttl: int, errors: tuple[tuple[int, str], ...] = ()) -> Response:
+    """NXDOMAIN or NODATA, with an SOA of our own, so that clients keep it (RFC 2308 section 5)."""
+    numbers = b"".join(number.to_bytes(4, "big") for number in (1, 3600, 600, 86400, ttl))
+    soa = RRset(qname, rrtypes.SOA, ttl, pack(rrtypes.SOA, ttl, [_SOA_NAMES + numbers]))
+    return Response(rcode, (), (soa,), errors=errors)
+
+
+def _addresses(query: Query, data: bytes, ttl: int) -> Response:
+    return Response(NOERROR, (RRset(query.qname, query.qtype, ttl, pack(query.qtype, ttl, [data])),))
