@@ -16,7 +16,8 @@ from cachebus import config as configuration
 from cachebus import registry
 from cachebus.answer import Evidence
 from cachebus.config import Config, models
-from cachebus.config.shim import Upstream
+from cachebus.config.shim import Shim, Upstream
+from cachebus.config.shim_local import ListError
 from cachebus.errors import ConfigError, FrameError
 from cachebus.filters.cached import CacheJudge
 from cachebus.filters.noise import Noise, NoiseSettings
@@ -26,6 +27,10 @@ from cachebus.filters.trust import DirectJudge, DnstapJudge, IsFilled
 from cachebus.holdings import Holdings
 from cachebus.links import Owner, certificates, levels, make_codec, make_transport
 from cachebus.ports import Clock, Sink, Source
+from cachebus.shim.block_lists import Action
+from cachebus.shim.block_lists import Format as ListFormat
+from cachebus.shim.local_settings import BlockList, LocalSettings
+from cachebus.shim.query import Ede
 from cachebus.shim.settings import LOOPBACK, Choice, ShimSettings, UpstreamSettings
 from cachebus.sinks.callback import CallbackSink
 from cachebus.sinks.unbound import DEFAULT_RATE, Refill, UnboundSink
@@ -37,6 +42,7 @@ from cachebus.sources.unbound_cache import CacheSettings, ReadAlready, UnboundCa
 from cachebus.unbound.control import ControlTls
 from cachebus.wire.tsig import Key
 
+_ERRORS = {ListError.BLOCKED: Ede.BLOCKED, ListError.CENSORED: Ede.CENSORED, ListError.FILTERED: Ede.FILTERED}
 OnHeld = Callable[[bytes, int, float, bool], None]
 Deliver = Callable[[bytes, float], None]
 Judge = DnstapJudge | DirectJudge | CacheJudge
@@ -289,6 +295,7 @@ def make_shim_settings(config: Config) -> ShimSettings | None:
         refresh=bool(config.transports),
         infrastructure=config.share.infrastructure,
         max_ttl=config.share.max_ttl,
+        local=make_local_settings(shim),
     )
 
 
@@ -308,4 +315,26 @@ def make_upstream(upstream: Upstream) -> UpstreamSettings:
         tls_name=upstream.server_name,
         https=None if https is None else (https.authority, https.path),
         tls=context,
+    )
+
+
+def make_local_settings(shim: Shim) -> LocalSettings:
+    """What the shim answers by itself."""
+    local = shim.local_data
+    return LocalSettings(
+        records=local.records,
+        hosts=local.hosts,
+        ttl=local.ttl,
+        special_names=local.special_names,
+        lists=tuple(
+            BlockList(
+                name=name,
+                path=each.file,
+                format=ListFormat(each.format.value),
+                action=Action(each.action.value),
+                error=_ERRORS[each.error],
+                ttl=each.ttl,
+            )
+            for name, each in shim.block_lists.items()
+        ),
     )

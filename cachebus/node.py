@@ -157,6 +157,11 @@ class Parts:
     def _learned(self, answer: Answer) -> None:
         self.publisher.publish(answer)
 
+    async def prepare(self) -> None:
+        """Read what takes a while, before what runs has to make room. Raises `CachebusError`."""
+        if self.shim is not None:
+            await self.shim.prepare()
+
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             for sink in self.sinks.values():
@@ -265,6 +270,7 @@ class Node:
         self._rounds = 0
 
     async def __aenter__(self) -> Self:
+        await self._parts.prepare()
         await self._parts.__aenter__()
         self._keep.save()  # our own streams, before anybody can have heard a message of them twice
         self._parts.snapshots.join()
@@ -312,6 +318,7 @@ class Node:
                 _log.error("reload: node, cluster and cache bounds need a restart; going on as before")
                 return False
             parts = Parts(config, self._keep, self._clock)
+            await parts.prepare()
         except CachebusError as error:
             _log.error("reload: %s; going on as before", error)
             return False
@@ -321,6 +328,7 @@ class Node:
         except CachebusError as error:
             _log.error("reload: %s; going back", error)
             config, parts = self._config, Parts(self._config, self._keep, self._clock)
+            await parts.prepare()
             await parts.__aenter__()
         good, moved = config is not self._config, config.admin != self._config.admin
         self._config, self._parts = config, parts

@@ -27,8 +27,7 @@ from cachebus.errors import CachebusError, ConfigError
 
 LATER: Mapping[str, frozenset[str]] = {
     "": frozenset({"hints"}),
-    "shim": frozenset({"hints", "swild", "local_data", "block_lists", "workers"}),
-    "shim.upstreams": frozenset({"url"}),
+    "shim": frozenset({"hints", "swild", "workers"}),
     "share": frozenset({"site"}),
 }
 """Keys that the contract names and this version does not have yet, by section (names and indexes left out)."""

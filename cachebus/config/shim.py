@@ -6,6 +6,7 @@ the JSON schema and in the configuration reference.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -13,7 +14,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from cachebus.config.section import MAX_NAMES, Section
-from cachebus.config.values import Duration, File, ListenAddress, Network, OrText, SocketAddress, parse_address
+from cachebus.config.shim_local import BlockList, LocalData
+from cachebus.config.values import Duration, File, Label, ListenAddress, Network, OrText, SocketAddress, parse_address
 
 DO53_PORT = 53
 DOT_PORT = 853
@@ -35,8 +37,8 @@ class Upstream(Section):
     address: str | None = None
     """ADDRESS, or ADDRESS:PORT; port 53, or 853 with `tls_name`, or that of `url`."""
     url: str | None = Field(default=None, max_length=MAX_URL)
-    """DNS over HTTPS: `https://HOST[:PORT]/PATH`; the certificate must be for HOST. Where that is a name, `address` says
-    where it is: what resolves names here is this server itself."""
+    """DNS over HTTPS: `https://HOST[:PORT]/PATH`; the certificate must be for HOST. Where that is a name, `address` has
+    to say where it is: what resolves names here is this server itself."""
     validating: bool = False
     """It validates DNSSEC and its AD bit counts; only on loopback or with `tls_name`, elsewhere anyone could set it."""
     authoritative: bool = False
@@ -116,3 +118,7 @@ class Shim(Section):
     """Client questions that may wait for an upstream; one more gets SERVFAIL at once."""
     timeout: Duration = Field(default=4.5, ge=0.1, le=60)
     """Time for one question, all tries together: 0.1 to 60 seconds."""
+    local_data: LocalData = LocalData()
+    """What the shim answers by itself, before everything else."""
+    block_lists: Mapping[Label, BlockList] = Field(default_factory=dict, max_length=MAX_NAMES)
+    """Files of names that are not answered as the DNS would, by a name of yours."""

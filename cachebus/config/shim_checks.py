@@ -17,6 +17,10 @@ def check_shim(shim: Shim, tools: Tools) -> None:
             tools.once(("shim", "listen", index), f"udp:{listen}")
     for index, upstream in enumerate(shim.upstreams):
         _upstream(("shim", "upstreams", index), upstream, shim, tools)
+    for index, path in enumerate(shim.local_data.hosts):
+        tools.file(("shim", "local_data", "hosts", index), path)
+    for name, block_list in shim.block_lists.items():
+        tools.file(("shim", "block_lists", name, "file"), block_list.file)
 
 
 def _upstream(place: Place, upstream: Upstream, shim: Shim, tools: Tools) -> None:

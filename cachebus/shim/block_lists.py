@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from ipaddress import ip_address
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cachebus.answer import RRset
 from cachebus.errors import ConfigError
@@ -19,7 +19,11 @@ from cachebus.presentation import MAX_LABEL, MAX_NAME
 from cachebus.shim.query import Ede
 from cachebus.wire import rrtypes
 from cachebus.wire.message import pack
-from cachebus.wire.name import ancestors, label_count
+from cachebus.wire.name import ancestors
+
+if TYPE_CHECKING:
+    import dns.name
+    import dns.rdataset
 
 MAX_BYTES = 512 * 1024 * 1024
 """Of one file: ten times the largest public lists."""
@@ -30,11 +34,16 @@ MAX_LINE = 4096
 
 _HOST = re.compile(rb"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 _ADBLOCK = re.compile(rb"(@@)?\|\|([^\^/*$]+)\^(?:\$important)?")
+_ORIGIN = re.compile(r"^\$ORIGIN\b", re.MULTILINE | re.IGNORECASE)
 _LENGTHS = [bytes((length,)) for length in range(MAX_LABEL + 1)]
 _UNSPECIFIED = frozenset({"0.0.0.0", "::", "127.0.0.1", "::1"})  # noqa: S104
 """Where hosts files used as block-lists send names."""
 _OWN_NAMES = frozenset({b"localhost", b"localhost.localdomain", b"local", b"broadcasthost", b"ip6-localhost"})
 """Names that such files list for the machine's own sake."""
+
+
+Owners = dict[bytes, list[RRset]]
+"""RRsets by their owner, in lower-case wire form."""
 
 
 class Format(Enum):
@@ -148,11 +157,12 @@ class Loader:
         if line.startswith(b"!"):
             return 0
         match = _ADBLOCK.fullmatch(line)
-        name = wire_name(line.removeprefix(b"*.") if match is None else match[2])
-        if match is not None and match[1]:
-            self._exceptions.put(name, rule._replace(action=Action.PASS), below=True)
+        if match is None:
+            self._rules.put(wire_name(line.removeprefix(b"*.")), rule, below=True)
+        elif match[1] is not None:
+            self._exceptions.put(wire_name(match[2]), rule._replace(action=Action.PASS), below=True)
         else:
-            self._rules.put(name, rule, below=True)
+            self._rules.put(wire_name(match[2]), rule, below=True)
         return 1
 
     def _host(self, line: bytes, rule: Rule) -> int:
@@ -166,10 +176,14 @@ class Loader:
 
     def _zone(self, path: Path, rule: Rule) -> Loaded:
         rules = skipped = 0
-        origin, owners = _read_zone(path)
+        owners = read_zone(path)
+        origins = [owner for owner, rrsets in owners.items() if any(rrset.type == rrtypes.SOA for rrset in rrsets)]
+        if len(origins) != 1:
+            raise ConfigError(f"{path} is no policy zone: it has {len(origins)} SOA records")
+        (origin,) = origins
         for owner, records in owners.items():
             trigger = owner[: len(owner) - len(origin)] + b"\0"
-            if owner == origin or (label_count(trigger) and _is_other_trigger(trigger)):
+            if owner == origin or _is_other_trigger(trigger):
                 skipped += owner != origin
                 continue
             made = _policy(records, rule)
@@ -195,7 +209,7 @@ def read_hosts(path: Path) -> Iterator[tuple[bytes, str]]:
         yield from found
 
 
-def read_records(text: str, ttl: int) -> dict[bytes, list[RRset]]:
+def read_records(text: str, ttl: int) -> Owners:
     """RRsets by owner of lines in a zone file's form; a record without a TTL gets `ttl`. Names are absolute.
 
     Raises `ConfigError` with what is wrong.
@@ -208,13 +222,36 @@ def read_records(text: str, ttl: int) -> dict[bytes, list[RRset]]:
         found = dns.zonefile.read_rrsets(text, origin=dns.name.root, relativize=False, default_ttl=ttl)
     except (dns.exception.DNSException, ValueError) as error:
         raise ConfigError(f"not a record: {error}") from None
-    owners: dict[bytes, list[RRset]] = {}
-    for rrset in found:
-        owner = rrset.name.to_wire().lower()
-        rdatas = [rdata.to_wire() for rdata in rrset]
-        owners.setdefault(owner, []).append(
-            RRset(owner, int(rrset.rdtype), rrset.ttl, pack(int(rrset.rdtype), rrset.ttl, rdatas))
+    return _by_owner((rrset.name, rrset) for rrset in found)
+
+
+def read_zone(path: Path) -> Owners:
+    """RRsets by owner of a zone file, its origin the root unless it says so itself. Raises `ConfigError`."""
+    import dns.exception
+    import dns.name
+    import dns.zone
+
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path} is not a file, or longer than {MAX_BYTES} bytes")
+        text = path.read_text("utf-8")
+        origin = None if _ORIGIN.search(text) else dns.name.root
+        zone = dns.zone.from_text(
+            text, origin=origin, relativize=False, check_origin=False, allow_include=False, filename=str(path)
         )
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (dns.exception.DNSException, ValueError) as error:  # text that is no UTF-8 is a ValueError
+        raise ConfigError(f"{path} is no zone: {error}") from None
+    return _by_owner(zone.iterate_rdatasets())
+
+
+def _by_owner(rdatasets: Iterable[tuple[dns.name.Name, dns.rdataset.Rdataset]]) -> Owners:
+    owners: Owners = {}
+    for name, rdataset in rdatasets:
+        owner, rrtype, ttl = name.to_digestable(), int(rdataset.rdtype), rdataset.ttl
+        rdatas = [rdata.to_wire() or b"" for rdata in rdataset]
+        owners.setdefault(owner, []).append(RRset(owner, rrtype, ttl, pack(rrtype, ttl, rdatas)))
     return owners
 
 
@@ -229,7 +266,7 @@ def wire_name(text: bytes) -> bytes:
 
 
 def _lines_of(path: Path) -> Iterator[bytes]:
-    """Lines without comments and blanks; what is too long comes cut, and is no name."""
+    """Lines without comments and blanks; of one that is too long, the beginning, which is no name."""
     try:
         if not path.is_file():
             raise ConfigError(f"{path} is not a file")
@@ -237,31 +274,12 @@ def _lines_of(path: Path) -> Iterator[bytes]:
             if file.seek(0, 2) > MAX_BYTES:
                 raise ConfigError(f"{path} is longer than {MAX_BYTES} bytes")
             file.seek(0)
-            while line := file.readline(MAX_LINE):
-                line = line.partition(b"#")[0].strip()
-                if line:
+            whole = True
+            while piece := file.readline(MAX_LINE):
+                line, was_whole = piece.partition(b"#")[0].strip(), whole
+                whole = piece.endswith(b"\n") or len(piece) < MAX_LINE
+                if line and was_whole:
                     yield line
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-
-
-def _read_zone(path: Path) -> tuple[bytes, dict[bytes, list[RRset]]]:
-    try:
-        text = b"\n".join(_plain_lines(path)).decode()
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not UTF-8") from None
-    owners = read_records(text, 300)
-    origins = [owner for owner, rrsets in owners.items() if any(rrset.type == rrtypes.SOA for rrset in rrsets)]
-    if len(origins) != 1:
-        raise ConfigError(f"{path} is no zone: it has {len(origins)} SOA records")
-    return origins[0], owners
-
-
-def _plain_lines(path: Path) -> Iterable[bytes]:
-    try:
-        if not path.is_file() or path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path} is not a file, or longer than {MAX_BYTES} bytes")
-        return path.read_bytes().splitlines()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
 
@@ -273,7 +291,7 @@ def _is_other_trigger(trigger: bytes) -> bool:
 
 
 def _policy(records: Iterable[RRset], rule: Rule) -> Rule | None:
-    """What a policy zone's records tell to do (draft-vixie-dnsop-dns-rpz-00 section 3); None when that is not done here."""
+    """What a policy zone's records tell to do (draft-vixie-dnsop-dns-rpz-00 section 3); None for what is not done."""
     own = tuple(rrset for rrset in records if rrset.type not in (rrtypes.RRSIG, rrtypes.NSEC))
     alias = next((rrset for rrset in own if rrset.type == rrtypes.CNAME), None)
     if alias is None:

@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
-from pathlib import Path
 
 from cachebus.answer import RRset
 from cachebus.cache import MAX_CHAIN
 from cachebus.errors import ConfigError
-from cachebus.shim.block_lists import Action, Format, Loader, Rule, Rules, read_hosts, read_records, wire_name
+from cachebus.shim.block_lists import Action, Loader, Rule, Rules, read_hosts, read_records, wire_name
+from cachebus.shim.local_settings import DEFAULT_TTL, LocalSettings
 from cachebus.shim.lookup import Found, LookupOrder
 from cachebus.shim.query import Ede, Query, Response
 from cachebus.wire import rrtypes
 from cachebus.wire.message import NOERROR, NXDOMAIN, REFUSED, SERVFAIL, cname_target, pack
-
-DEFAULT_TTL = 300
-"""Seconds: long enough to spare questions, short enough for a change to be seen."""
 
 _LOCALHOST = b"\x09localhost\0"
 _SPECIAL = (_LOCALHOST, b"\x07invalid\0", b"\x05onion\0")
@@ -33,32 +30,6 @@ _ADDRESSES = {rrtypes.A: bytes(4), rrtypes.AAAA: bytes(16)}
 _LOOPBACK = {rrtypes.A: bytes((127, 0, 0, 1)), rrtypes.AAAA: bytes(15) + b"\1"}
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockList:
-    """One file, and what becomes of the names in it."""
-
-    name: str
-    path: Path
-    format: Format = Format.DOMAINS
-    action: Action = Action.NXDOMAIN
-    error: int = Ede.BLOCKED
-    ttl: int = DEFAULT_TTL
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalSettings:
-    """What the shim answers by itself."""
-
-    records: Sequence[str] = ()
-    """Lines in a zone file's form, names absolute."""
-    hosts: Sequence[Path] = ()
-    ttl: int = DEFAULT_TTL
-    """Seconds, for hosts and for records that name none."""
-    lists: Sequence[BlockList] = ()
-    special_names: bool = True
-    """localhost, invalid and onion are answered here and asked of nobody."""
 
 
 @dataclass(slots=True)

@@ -16,8 +16,9 @@ from h2.events import ConnectionTerminated, DataReceived, Event, ResponseReceive
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 
-from cachebus.errors import TransportError
+from cachebus.errors import FrameError, TransportError
 from cachebus.shim.exchange import Outgoing
+from cachebus.shim.http2 import FrameLengths
 
 MAX_MESSAGE = 65535
 """Bytes of a reply, over HTTP too (RFC 8484 section 6)."""
@@ -113,6 +114,7 @@ class Https:
             (b"content-type", MEDIA_TYPE),
         ]
         self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding=None))
+        self._lengths = FrameLengths()
         self._bodies: dict[int, bytearray] = {}
 
     def opening(self) -> bytes:
@@ -134,8 +136,9 @@ class Https:
 
     def receive(self, data: bytes) -> tuple[list[Reply], bytes]:
         try:
+            self._lengths.check(data)
             events = self._h2.receive_data(data)
-        except ProtocolError as error:
+        except (FrameError, ProtocolError) as error:
             raise TransportError(f"HTTP/2: {type(error).__name__}") from error
         replies = [reply for event in events if (reply := self._take(event)) is not None]
         return replies, self._h2.data_to_send()

@@ -13,6 +13,7 @@ from cachebus.cache import Cache
 from cachebus.ports import Clock
 from cachebus.shim.forward import Forwarder
 from cachebus.shim.learn import Learned, Learner
+from cachebus.shim.local import LocalStage
 from cachebus.shim.lookup import CacheStage, LookupOrder
 from cachebus.shim.server import Server
 from cachebus.shim.service import Service
@@ -35,7 +36,9 @@ class Shim:
         self._forwarder = Forwarder(settings, self._upstreams, self._learner.learn, clock)
         self._cached = CacheStage(cache, refresh=self._forwarder.refresh if settings.refresh else None)
         self._last_resort = CacheStage(cache, last_resort=True)
-        order = LookupOrder([self._cached, self._forwarder, self._last_resort], clock)
+        stages = (self._cached, self._forwarder, self._last_resort)
+        self._local = LocalStage(settings.local, LookupOrder(stages, clock), clock)
+        order = LookupOrder([self._local, *stages], clock)
         self._tasks = Tasks()
         self._service = Service(order, self._tasks, clock, allow=settings.allow, max_in_flight=settings.max_in_flight)
         self._server = Server(settings.listen, self._service, self._tasks, max_connections=settings.max_tcp_connections)
@@ -44,6 +47,10 @@ class Shim:
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Where it listens, once entered."""
         return self._server.endpoints
+
+    async def prepare(self) -> None:
+        """Read what takes a while, so that nobody waits for it later. Raises `ConfigError` for a wrong file."""
+        await self._local.load()
 
     async def __aenter__(self) -> Self:
         await self._server.__aenter__()
@@ -76,6 +83,7 @@ class Shim:
             "upstream_timeouts": self._forwarder.timeouts,
             "upstream_stray_replies": sum(upstream.stray_replies for upstream in upstreams),
             "upstream_malformed": sum(upstream.malformed for upstream in upstreams),
+            **self._local.statistics(),
             "learned": self._learner.shared,
             "kept": self._learner.kept,
             **self._server.statistics(),

@@ -319,7 +319,16 @@ def test_a_source_is_a_border(entry: str, expected: str) -> None:
          "4:65: shim.upstreams.0.authoritative: `validating` and `authoritative` exclude each other"),
         ("localhost", "4:15: shim.upstreams.0.address: 'localhost' has no IP address; write 192.0.2.1:PORT or [2001:db8::1]:PORT"),
         ("127.0.0.1", "4:15: shim.upstreams.0.address: is the shim's own address: it would ask itself"),
-        ("{url: 'https://x'}", "4:16: shim.upstreams.0.url: not available in this version"),
+        ("{validating: true}", "4:15: shim.upstreams.0.address: needs an `address` or a `url`"),
+        ("{url: 'https://x'}", "4:21: shim.upstreams.0.url: has a name for a host: give its IP address as `address`"),
+        ("{url: 'http://192.0.2.1'}", "4:21: shim.upstreams.0.url: must be https://HOST[:PORT]/PATH"),
+        ("{url: 'https://u:p@192.0.2.1/'}",
+         "4:21: shim.upstreams.0.url: has no use for a user, a password or a #fragment"),
+        ("{url: 'https://192.0.2.1/', tls_name: x}",
+         "4:53: shim.upstreams.0.tls_name: is for DNS over TLS; with `url` the name is the URL's"),
+        ("{address: 192.0.2.1, ca: /nonexistent/ca}", "4:40: shim.upstreams.0.ca: is for TLS: give a `tls_name` or a `url`"),
+        ("{address: 192.0.2.1, tls_name: x, ca: /nonexistent/ca}",
+         "4:53: shim.upstreams.0.ca: /nonexistent/ca: No such file or directory"),
         ("{address: '::1', tls_name: a..b}",
          "4:42: shim.upstreams.0.tls_name: not a domain name: 'a..b' has an empty label"),
         ("{address: '::1', validate: true}", "4:32: shim.upstreams.0.validate: unknown key (did you mean validating?)"),
@@ -330,10 +339,29 @@ def test_each_mistake_of_an_upstream(upstream: str, expected: str) -> None:
     assert "f:" + expected in problems(text)
 
 
-@pytest.mark.parametrize("key", ["hints", "swild", "local_data", "block_lists", "workers"])
+@pytest.mark.parametrize("key", ["hints", "swild", "workers"])
 def test_what_later_versions_have_is_said_so(key: str) -> None:
     text = f"node: a\nshim:\n  listen: ['127.0.0.1:53']\n  {key}: 1\n"
     assert problems(text) == [f"f:4:3: shim.{key}: not available in this version"]
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ("local_data: {records: ['$INCLUDE /etc/passwd']}",
+         "4:26: shim.local_data.records.0: must be one record: NAME [TTL] TYPE DATA"),
+        ("local_data: {hosts: [/nonexistent/hosts]}",
+         "4:24: shim.local_data.hosts.0: /nonexistent/hosts: No such file or directory"),
+        ("local_data: {ttl: 0}", "4:21: shim.local_data.ttl: is below 1"),
+        ("block_lists: {ads: {file: /nonexistent/l}}",
+         "4:29: shim.block_lists.ads.file: /nonexistent/l: No such file or directory"),
+        ("block_lists: {ads: {}}", "4:17: shim.block_lists.ads.file: is required"),
+        ("block_lists: {ads: {file: /, action: drop}}",
+         "4:40: shim.block_lists.ads.action: is not one of nxdomain, nodata, null, refused"),
+    ],
+)  # fmt: skip
+def test_each_mistake_of_local_data(section: str, expected: str) -> None:
+    assert "f:" + expected in problems(f"node: a\nshim:\n  listen: ['127.0.0.1:53']\n  {section}\n")
 
 
 def test_lists_are_bounded() -> None:

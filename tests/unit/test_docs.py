@@ -206,7 +206,7 @@ def test_figures_are_those_of_the_code(page: str, words: str, constant: float) -
 
 def test_configuration_names_every_key_of_later_versions() -> None:
     text = (ROOT / "docs/configuration.md").read_text()
-    keys = LATER[""] | LATER["shim"] | LATER["share"] | LATER["shim.upstreams"]
+    keys = LATER[""] | LATER["shim"] | LATER["share"]
     assert [key for key in sorted(keys) if f"{key}`" not in text] == []
 
 
