@@ -169,9 +169,9 @@ class Loader:
         address, *names = line.split()
         if str(ip_address(address.decode("ascii"))) not in _UNSPECIFIED:
             raise ValueError("an address that leads somewhere: no block-list")
-        listed = [name for name in names if name not in _OWN_NAMES]
+        listed = [wire_name(name) for name in names if name not in _OWN_NAMES]
         for name in listed:
-            self._rules.put(wire_name(name), rule)
+            self._rules.put(name, rule)
         return len(listed)
 
     def _zone(self, path: Path, rule: Rule) -> Loaded:

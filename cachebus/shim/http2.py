@@ -1,7 +1,7 @@
 """The lengths of HTTP/2 frames, looked at before the bytes are kept (RFC 9113 section 4.1).
 
-The h2 library collects a whole frame before it finds that it is longer than was agreed on: 16 MiB for each connection of
-whoever announces so many. Knows nothing else of HTTP/2.
+The h2 library collects a whole frame before it finds that it is longer than was agreed on: 16 MiB for each connection
+of whoever announces so many. Knows nothing else of HTTP/2.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from tests.fuzz import (
     streams,
     text,
     unbound,
+    upstreams,
     warm,
 )
 from tests.fuzz.harness import Target
@@ -41,6 +42,7 @@ TARGETS: dict[str, type[Target[Any]]] = {
         shim,
         streams,
         unbound,
+        upstreams,
         warm,
         admin,
     )

@@ -191,7 +191,6 @@ class UpstreamStreamTarget(Target[bytes]):
     parts = (
         Part("cachebus/shim/exchange.py", only=("belongs",)),
         Part("cachebus/shim/session.py", only=("LengthPrefixed.receive",)),
-        Part("cachebus/shim/stream.py", only=("Stream._read", "Stream._take", "Stream._drop")),
     )
     block = 10
 
