@@ -100,6 +100,7 @@ class Parts:
             for_operator=lambda: links.make_copy_codec(owner, None, insecure=True),
             clock=clock,
             on_merged=self._refill_sinks,
+            is_connected=self._is_connected,
         )
         # Without a way for peers' answers into a resolver, none can come back from it.
         is_filled = keep.filled if self.sinks or self.shim is not None else None
@@ -120,6 +121,10 @@ class Parts:
     def _refill_sinks(self) -> None:
         for sink in self.sinks.values():
             sink.refill()
+
+    def _is_connected(self) -> bool:
+        """Whether every transport that counts its `connections` has one; datagrams need none."""
+        return all(transport.statistics().get("connections", 1) for transport in self.transports.values())
 
     def _make_transports(self, owner: links.Owner) -> None:
         for name, section in self._config.transports.items():
