@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import dns.flags
@@ -16,8 +16,9 @@ import dns.message
 import pytest
 import uvloop
 
-from cachebus.answer import Evidence, Refusal, RRset
+from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.assembly import levels_taken
+from cachebus.cache import SLICE as LOOK
 from cachebus.cache import Cache
 from cachebus.codecs.cdns import CdnsCodec
 from cachebus.codecs.dns import DnsCodec, DnsCodecSettings
@@ -32,7 +33,7 @@ from cachebus.shim.learn import Learner
 from cachebus.shim.settings import UpstreamSettings
 from cachebus.shim.upstream import Quality, Reply, Upstream
 from cachebus.snapshot import joining, server
-from cachebus.snapshot.copy import PIECE, Taker, give
+from cachebus.snapshot.copy import PIECE, SLICE, Taker, give
 from cachebus.snapshot.server import MAX_CLIENTS, SnapshotServer
 from cachebus.snapshot.service import OPERATOR, Snapshots, SnapshotSettings
 from cachebus.testing import ManualClock
@@ -184,6 +185,38 @@ async def test_a_copy_is_paced(clock: ManualClock) -> None:
     async for _ in give(warm(300), POLICY, codec("a"), clock, rate=1000):
         pass
     assert loop.time() - begun >= 0.3
+
+
+async def test_a_copy_leaves_the_event_loop_its_turns(clock: ManualClock) -> None:
+    """Between two of them no more is looked at, given or taken than a slice, what is not popular included."""
+    source = warm(2000)
+    turns = looked = most = 0
+    slices = source.slices
+
+    def counted(now: float, **more: bool) -> Iterator[list[Answer]]:
+        nonlocal looked
+        for part in slices(now, **more):
+            looked += 1
+            yield part
+
+    async def others() -> None:
+        nonlocal turns, looked, most
+        while True:
+            turns += 1
+            most, looked = max(most, looked), 0
+            await asyncio.sleep(0)
+
+    source.slices = counted  # type: ignore[method-assign, assignment]
+    ticking = asyncio.create_task(others())
+    data = await pieces_of(source, clock)
+    assert most == 1
+    assert max(map(len, data)) < 200 * SLICE
+    given, turns = turns, 0
+    assert given >= 2 * 2000 / LOOK
+    taker = await merge(b"".join(data), Cache("b"), clock, max_entries=2000)
+    assert taker.merged.merged == 2000
+    assert turns >= 2000 / SLICE
+    ticking.cancel()
 
 
 @pytest.mark.parametrize(
