@@ -233,6 +233,8 @@ def cold_node(pipe: Connection, job: WarmJob) -> None:
 
 
 async def _cold(pipe: Connection, job: WarmJob) -> None:
+    gc.collect()
+    gc.freeze()  # as `node.run` does
     cache, policy = Cache("bench-cold"), Policy(PolicySettings())
     told = {"type": "udp", "codec": "dns", "key": "bench", "listen": job.live}
     owner = job.owner("receiver")
