@@ -8,6 +8,7 @@ publishes what it learns. Decides nothing about DNS.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -100,6 +101,7 @@ class Parts:
             for_operator=lambda: links.make_copy_codec(owner, None, insecure=True),
             clock=clock,
             on_merged=self._refill_sinks,
+            is_connected=self._is_connected,
         )
         # Without a way for peers' answers into a resolver, none can come back from it.
         is_filled = keep.filled if self.sinks or self.shim is not None else None
@@ -120,6 +122,10 @@ class Parts:
     def _refill_sinks(self) -> None:
         for sink in self.sinks.values():
             sink.refill()
+
+    def _is_connected(self) -> bool:
+        """Whether every transport that counts its `connections` has one; datagrams need none."""
+        return all(transport.statistics().get("connections", 1) for transport in self.transports.values())
 
     def _make_transports(self, owner: links.Owner) -> None:
         for name, section in self._config.transports.items():
@@ -443,6 +449,9 @@ def run(path: Path) -> int:
     for warning in config.warnings:
         _log.warning("%s", warning)
     _raise_descriptor_limit()
+    # What the modules hold never becomes garbage; looking through it now and then would stop the loop for some 30 ms.
+    gc.collect()
+    gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(Node(config, path=path)))
     return 0

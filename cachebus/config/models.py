@@ -336,7 +336,7 @@ class Snapshot(Section):
     """Allow cleartext, on loopback only. Any local user can then read the cache, or fill it."""
     max_entries: int = Field(default=1_000_000, ge=1, le=50_000_000)
     """Most RRsets given to one node, and taken."""
-    rate: int = Field(default=50_000, ge=100, le=10_000_000)
+    rate: int = Field(default=60_000, ge=100, le=10_000_000)
     """Most RRsets given in a second."""
     zstd: bool = False
     """Compress what is given."""

@@ -1,7 +1,7 @@
 """A node that joins asks its peers, one after the other, for a copy of their cache, until one gave it whole.
 
-Decides whom to ask and when to give up. By then the node listens to the live stream already, so nothing is missing
-between the copy and it; what both bring is merged by rank.
+Decides when to ask, whom, and when to give up. It asks once the live stream is taken, so nothing is missing between the
+copy and that; what both bring is merged by rank.
 """
 
 from __future__ import annotations
@@ -9,13 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import ssl
 from collections.abc import Callable, Sequence
 
 from cachebus.errors import CachebusError, FrameError
-from cachebus.ports import Sender, Tls
+from cachebus.ports import Clock, Sender, Tls
 from cachebus.snapshot.copy import Merged, Taker
 
+CLOCKS_DIFFER = 0.5
+"""Seconds that peers' clocks may be behind ours with nothing missed: ten times what NTP leaves between two sites."""
+PATIENCE = 5.0
+"""Seconds to wait at most before asking: a peer or broker that was away is connected again within these, or is dead."""
+LOOK = 0.05
+"""Seconds between two looks whether the live stream is taken."""
 CONNECT_TIME = 5.0
 """Seconds to reach a peer, the TLS handshake included."""
 SILENCE = 15.0
@@ -33,6 +40,20 @@ MakeTaker = Callable[[Sender], Taker]
 _log = logging.getLogger(__name__)
 
 
+async def until_live(is_connected: Callable[[], bool], clock: Clock) -> None:
+    """Wait, just after the start, until what peers send is heard and taken, or `PATIENCE` is over.
+
+    Messages signed in the second of our start, or before, are refused (trust rules 6.2; time signed has no fraction).
+    What peers learned by then has to be in the copy: one that is asked for at once would leave out the rest of that
+    second, for as long as its TTLs last. The same holds for what was sent before our links stood (`is_connected`).
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + PATIENCE
+    live = math.floor(clock()) + 1 + CLOCKS_DIFFER
+    while loop.time() < deadline and (clock() < live or not is_connected()):  # noqa: ASYNC110 - nobody tells either
+        await asyncio.sleep(LOOK)
+
+
 async def join(peers: Sequence[Address], tls: Tls | None, make_taker: MakeTaker) -> Merged | None:
     """Take a copy of the first peer that gives a whole one; what came of it. None when nobody did."""
     for pause in (*PAUSES, None):
@@ -40,7 +61,7 @@ async def join(peers: Sequence[Address], tls: Tls | None, make_taker: MakeTaker)
             try:
                 taker = await fetch(peer, tls, make_taker)
             except (OSError, TimeoutError, CachebusError) as error:
-                _log.info("snapshot: %s port %d gives no copy: %s", *peer, error or "no answer in time")
+                _log.info("snapshot: %s port %d gives no copy: %s", *peer, str(error) or "no answer in time")
                 continue
             return taker.merged
         if pause is not None:

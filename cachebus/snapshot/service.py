@@ -18,7 +18,7 @@ from cachebus.errors import FrameError
 from cachebus.filters.policy import Policy
 from cachebus.ports import Clock, Sender, Tls
 from cachebus.snapshot.copy import MAX_ENTRIES, MAX_RATE, Merged, Taker, give
-from cachebus.snapshot.joining import join
+from cachebus.snapshot.joining import join, until_live
 from cachebus.snapshot.server import SnapshotServer
 
 OPERATOR: Sender = ("127.0.0.1", 0)
@@ -42,7 +42,7 @@ class SnapshotSettings:
 
 class Snapshots:
     """A running thing. `for_peers` and `for_operator` make the codec of one copy: the one believes the peers of `tls`,
-    the other whoever may use the admin socket."""
+    the other whoever may use the admin socket. `is_connected`: whether the links of the live stream stand."""
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class Snapshots:
         for_operator: Callable[[], CdnsCodec],
         clock: Clock,
         on_merged: Callable[[], None],
+        is_connected: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._cache = cache
@@ -62,6 +63,7 @@ class Snapshots:
         self._for_operator = for_operator
         self._clock = clock
         self._on_merged = on_merged
+        self._is_connected = is_connected
         tls = settings.tls
         self.server = None if settings.listen is None else SnapshotServer(settings.listen, tls, self.give)
         self._joining: asyncio.Task[None] | None = None
@@ -83,11 +85,12 @@ class Snapshots:
             await self.server.__aexit__(kind, error, trace)
 
     def join(self) -> None:
-        """Ask the peers for a copy, in the background."""
+        """Ask the peers for a copy, in the background, as soon as the live stream is taken."""
         if self._settings.peers and self._joining is None:
             self._joining = asyncio.create_task(self._join(), name="warm start")
 
     async def _join(self) -> None:
+        await until_live(self._is_connected, self._clock)
         merged = await join(
             self._settings.peers, self._settings.tls, lambda sender: self._taker(sender, self._for_peers())
         )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import secrets
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,7 @@ import yaml
 
 from cachebus.admin import client
 from tests.farm.client import Endpoint, Question
-from tests.farm.process import Process
+from tests.farm.process import Process, eventually
 from tests.servers import free_port
 
 CLI_TIMEOUT = 20.0
@@ -112,6 +114,16 @@ class CachebusNode(Process):
     def is_ready(self) -> bool:
         with socket.socket(socket.AF_UNIX) as connection:
             return connection.connect_ex(str(self.socket)) == 0
+
+    def start(self) -> None:
+        super().start()
+        self._started = time.time()
+
+    def wait_until_live(self) -> None:
+        """Wait until it takes what peers send: what they sign in the second of its start is refused, `before-start`."""
+        eventually(
+            lambda: time.time() >= math.floor(self._started) + 1, 2.0, f"{self.name}: the second of its start is over"
+        )
 
     def status(self) -> dict[str, Any]:
         """What `cachebus status --json` says, without a process for each look."""

@@ -58,6 +58,7 @@ class Pair:
         self.b = running.enter_context(
             CachebusNode(self.directory, cluster.config("b", **{"sinks": sinks, **self.node_b}))
         )
+        self.b.wait_until_live()
         sources = {"resolver": self.source}
         self.a = running.enter_context(
             CachebusNode(self.directory, cluster.config("a", **{"sources": sources, **self.node_a}))

@@ -68,6 +68,7 @@ def test_dead_data_is_gone_everywhere_at_its_first_expiry(farm: Path, running: E
         running.enter_context(side.unbound)
     for node in nodes:
         eventually(lambda node=node: node.status()["sources"]["resolver"]["connections"], CONNECT, "connected")
+        node.wait_until_live()
 
     half = len(QUESTIONS) // 2
     assert len(ask_all(stale.unbound.endpoint, QUESTIONS[:half])) == half

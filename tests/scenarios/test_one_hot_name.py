@@ -59,6 +59,8 @@ def test_one_hot_name_costs_about_one_upstream_query_per_ttl(farm: Path, running
     ]
     for shim in shims:
         eventually(lambda shim=shim: ask(shim, WARM_UP, timeout=0.5), READY, f"{shim} answers")
+    for node in nodes:
+        node.wait_until_live()
     lost: list[str] = []
     until = time.monotonic() + TTLS * TTL
     clients = [threading.Thread(target=keep_asking, args=(shim, until, lost)) for shim in shims]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,12 +22,25 @@ from tests.servers import free_port
 pytestmark = pytest.mark.interop
 
 NAMES = 300
+LEARN_EVERY = 0.01
+"""Seconds."""
 
 
-def bed(farm: Path, running: ExitStack) -> tuple[Bed, Config]:
+def udp() -> list[Config]:
+    everybody = [f"127.0.0.1:{free_port()}" for _ in range(3)]
+    return [{"type": "udp", "key": KEY, "listen": own, "peers": everybody} for own in everybody]
+
+
+def zeromq() -> list[Config]:
+    everybody = [f"tcp://127.0.0.1:{free_port()}" for _ in range(3)]
+    return [
+        {"type": "zeromq", "key": KEY, "bind": [own], "connect": [one for one in everybody if one != own]}
+        for own in everybody
+    ]
+
+
+def bed(farm: Path, running: ExitStack, links: list[Config]) -> tuple[Bed, Config]:
     """Node a serves copies over TLS; the second thing is what a third node, c, asks with."""
-    ports = [free_port() for _ in range(3)]
-    common = {"type": "udp", "key": KEY}
     authority = Authority(farm)
 
     def tls(name: str, peer: str) -> Config:
@@ -32,36 +49,49 @@ def bed(farm: Path, running: ExitStack) -> tuple[Bed, Config]:
 
     where = f"127.0.0.1:{free_port()}"
     serves = {"listen": where, "tls": tls("a", "c"), "zstd": True}
-    everybody = [f"127.0.0.1:{port}" for port in ports]
-    link = Link(
-        "dns",
-        {**common, "listen": everybody[0], "peers": everybody},
-        {**common, "listen": everybody[1], "peers": everybody},
-    )
-    made = Bed(farm, running, link, a={"snapshot": serves})
-    transports = {"link": {**common, "listen": everybody[2], "peers": everybody}}
+    made = Bed(farm, running, Link("", links[0], links[1]), a={"snapshot": serves})
     asks = {"peers": [where], "tls": tls("c", "a")}
-    return made, {**made.b.config, "node": "c", "transports": transports, "snapshot": asks}
+    return made, {**made.b.config, "node": "c", "transports": {"link": links[2]}, "snapshot": asks}
 
 
-def test_a_node_that_joins_has_what_was_learned_before_it_and_what_comes_after(farm: Path, running: ExitStack) -> None:
-    first, joining = bed(farm, running)
+@pytest.mark.parametrize("links", [udp, zeromq])
+def test_a_node_that_joins_misses_nothing_that_is_learned_meanwhile(
+    farm: Path, running: ExitStack, links: Callable[[], list[Config]]
+) -> None:
+    """Names are learned one by one before, while and after it starts: it has them all, by the copy or by the stream."""
+    first, joining = bed(farm, running, links())
     first.wait_until_joined(RESUMES)
-    before = first.learn(NAMES)
-    eventually(lambda: first.b_has(before), RESUMES, "b has all")
-    c = running.enter_context(CachebusNode(farm, joining))
-    eventually(lambda: all(c.lookup(Question(name, "A")) for name in before), RESUMES, "c has what was learned before")
-    entry = c.lookup(Question(before[0], "A"))[0]
-    assert (entry["origin"], entry["transport"]) == ("a", "snapshot")
-    after = first.learn(5)
-    eventually(lambda: all(c.lookup(Question(name, "A")) for name in after), RESUMES, "c has what came after")
-    assert c.status()["transports"]["link"]["sent"] == 0, "a copy is never published again"
+    names = first.learn(NAMES)
+    eventually(lambda: first.b_has(names), RESUMES, "b has all")
+    over = threading.Event()
+
+    def learn() -> None:
+        while not over.wait(LEARN_EVERY):
+            names.extend(first.learn(1))
+
+    with ThreadPoolExecutor() as pool:
+        learning = pool.submit(learn)
+        try:
+            c = running.enter_context(CachebusNode(farm, joining))
+            eventually(lambda: c.status().get("snapshot"), RESUMES, "c has its copy")
+            count = len(names)
+            eventually(lambda: len(names) > count + 20, RESUMES, "more is learned")
+        finally:
+            over.set()
+        learning.result()
+    eventually(lambda: all(c.lookup(Question(name, "A")) for name in names), RESUMES, "c has all")
+    ways = Counter(c.lookup(Question(name, "A"))[0]["transport"] for name in names)
+    assert ways["snapshot"] >= NAMES
+    assert ways["link"] > 0
+    assert sum(ways.values()) == len(names)
+    assert c.lookup(Question(names[0], "A"))[0]["origin"] == "a"
+    assert c.status()["transports"]["link"]["sent"] <= 1, "a copy is never published again"  # but for a hello
     for node in (first.a, first.b, c):
         assert "Traceback" not in node.log.read_text()
 
 
 def test_a_copy_goes_to_a_file_and_into_another_node(farm: Path, running: ExitStack) -> None:
-    first, joining = bed(farm, running)
+    first, joining = bed(farm, running, udp())
     names = first.learn(50)
     eventually(lambda: all(first.a.lookup(Question(name, "A")) for name in names), RESUMES, "a has learned")
     file = farm / "copy.cdns"

@@ -48,7 +48,7 @@ from cachebus.cli.bench_run import Figures, Flood, Measured, Template
 from cachebus.cli.bench_sender import SendingPeer
 from cachebus.cli.bench_table import percentile, shape, table
 from cachebus.cli.bench_trace import SENDER, trace
-from cachebus.cli.bench_warm import Copied, measure_warm_start, warm_shape, warm_text
+from cachebus.cli.bench_warm import Copied, Served, Span, measure_warm_start, warm_shape, warm_text
 from cachebus.cli.broker import BrokerMissingError, broker
 from cachebus.cli.version import compiled
 from cachebus.codecs.dns import DnsCodec, DnsCodecSettings
@@ -466,22 +466,25 @@ class TestLanes:
 class TestWarmStart:
     def test_shape_and_text(self) -> None:
         name = (b"\x01a\0", 1)
-        departures = {name: 9.0, (b"\x01b\0", 1): 10.5, (b"\x01c\0", 1): 11.0, (b"\x01d\0", 1): 12.5}
+        due = {name: 9.0, (b"\x01b\0", 1): 10.5, (b"\x01c\0", 1): 11.0, (b"\x01d\0", 1): 12.5}
         arrivals = {name: 9.001, (b"\x01b\0", 1): 10.503}
-        copied = Copied(begun=10.0, ended=12.0, cpu=1.1, received=110, merged=100, arrivals=arrivals)
-        result = warm_shape(100, copied, departures)
+        copied = Copied(span=Span(10.0, 12.0, 1.1), received=110, merged=100, arrivals=arrivals)
+        result = warm_shape(100, copied, Served(Span(10.0, 12.0, 0.55), due))
         assert result["warm_start"] == {
             "entries": 100,
             "received": 110,
             "merged": 100,
             "seconds": 2.0,
             "answers_per_second": 55,
+            "send_cpu_us": 5000.0,
             "receive_cpu_us": 10000.0,
+            "answers_per_cpu_second": {"send": 200, "receive": 100},
             "live_rate": 1000,
             "live_lost": 1,
             "live_latency_ms": {"before": {"p50": 1.0, "p99": 1.0}, "during": {"p50": 3.0, "p99": 3.0}},
         }
-        assert "100 of 110 RRsets (100 answers) in 2.00 s, 55 a second" in warm_text(result)
+        assert "100 of 110 RRsets (100 answers) in 2.00 s by the clock on the wall, 55 a second" in warm_text(result)
+        assert "an idle core has time for 200 and 100 a second" in warm_text(result)
 
     def test_a_small_one_in_two_processes(self) -> None:
         if "udp" not in installed_transports():

@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from collections.abc import AsyncIterator
+import itertools
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import dns.flags
 import dns.message
 import pytest
+import uvloop
 
-from cachebus.answer import Evidence, Refusal, RRset
+from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.assembly import levels_taken
+from cachebus.cache import SLICE as LOOK
 from cachebus.cache import Cache
 from cachebus.codecs.cdns import CdnsCodec
+from cachebus.codecs.dns import DnsCodec, DnsCodecSettings
 from cachebus.config import loads
 from cachebus.config.transports import TransportTls
 from cachebus.errors import CachebusError, FrameError
@@ -27,14 +33,14 @@ from cachebus.shim.learn import Learner
 from cachebus.shim.settings import UpstreamSettings
 from cachebus.shim.upstream import Quality, Reply, Upstream
 from cachebus.snapshot import joining, server
-from cachebus.snapshot.copy import PIECE, Taker, give
+from cachebus.snapshot.copy import PIECE, SLICE, Taker, give
 from cachebus.snapshot.server import MAX_CLIENTS, SnapshotServer
 from cachebus.snapshot.service import OPERATOR, Snapshots, SnapshotSettings
 from cachebus.testing import ManualClock
 from cachebus.wire import rrtypes
 from cachebus.wire.message import pack, parse
 from tests.certificates import Authority
-from tests.core_bed import address, answer, rrset
+from tests.core_bed import address, answer, key, rrset
 from tests.unit.shim_bed import records, reply_to
 
 NOW = 1_800_000_000.0
@@ -181,6 +187,38 @@ async def test_a_copy_is_paced(clock: ManualClock) -> None:
     assert loop.time() - begun >= 0.3
 
 
+async def test_a_copy_leaves_the_event_loop_its_turns(clock: ManualClock) -> None:
+    """Between two of them no more is looked at, given or taken than a slice, what is not popular included."""
+    source = warm(2000)
+    turns = looked = most = 0
+    slices = source.slices
+
+    def counted(now: float, **more: bool) -> Iterator[list[Answer]]:
+        nonlocal looked
+        for part in slices(now, **more):
+            looked += 1
+            yield part
+
+    async def others() -> None:
+        nonlocal turns, looked, most
+        while True:
+            turns += 1
+            most, looked = max(most, looked), 0
+            await asyncio.sleep(0)
+
+    source.slices = counted  # type: ignore[method-assign, assignment]
+    ticking = asyncio.create_task(others())
+    data = await pieces_of(source, clock)
+    assert most == 1
+    assert max(map(len, data)) < 200 * SLICE
+    given, turns = turns, 0
+    assert given >= 2 * 2000 / LOOK
+    taker = await merge(b"".join(data), Cache("b"), clock, max_entries=2000)
+    assert taker.merged.merged == 2000
+    assert turns >= 2000 / SLICE
+    ticking.cancel()
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"x", b"GET / HTTP/1.1\r\n\r\n", b"\x28\xb5\x2f\xfdxxxxxxxx", b"\x83\x65C-DNS\xff"]
 )
@@ -233,7 +271,7 @@ def service(
 ) -> Snapshots:
     return Snapshots(
         settings or SnapshotSettings(), cache=cache, policy=POLICY, for_peers=lambda: codec(node),
-        for_operator=lambda: codec(node), clock=clock, on_merged=lambda: None,
+        for_operator=lambda: codec(node), clock=clock, on_merged=lambda: None, is_connected=lambda: True,
     )  # fmt: skip
 
 
@@ -256,17 +294,66 @@ async def test_a_node_that_joins_has_it_all_from_the_first_peer_that_gives(clock
     async with await serving(warm(300), clock, zstd=True) as giving:
         cold = Cache("b")
         merged_flag = asyncio.Event()
+        served_before: list[int] = []
+
+        def is_connected() -> bool:
+            served_before.append(giving.statistics()["served"])
+            return True
+
         settings = SnapshotSettings(peers=[("127.0.0.1", 9), ("127.0.0.1", port(giving))])
         joining_node = Snapshots(
             settings, cache=cold, policy=POLICY, for_peers=codec, for_operator=codec, clock=clock,
-            on_merged=merged_flag.set,
+            on_merged=merged_flag.set, is_connected=is_connected,
         )  # fmt: skip
         async with joining_node:
             joining_node.join()
+            await asyncio.sleep(0)
+            clock.advance(2)
             await asyncio.wait_for(merged_flag.wait(), 5)
         assert cold.statistics()["entries"] == 300
         assert joining_node.statistics() == {"taken": 1, "received": 300, "merged": 300}
         assert giving.statistics()["served"] == 1
+        assert served_before == [0]
+
+
+async def test_a_copy_is_asked_for_once_what_peers_send_is_taken(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a peer learns while its messages are refused is in the copy, and from then on nothing is refused."""
+    monkeypatch.setattr(joining, "LOOK", 0.0)
+    started = clock.advance(0.3)
+    theirs = DnsCodec(DnsCodecSettings(transport="lan", key=key()), start=None)
+    ours = DnsCodec(DnsCodecSettings(transport="lan", key=key()), start=started)
+    numbers = itertools.count()
+
+    def refused() -> list[Refusal]:
+        behind = clock() - joining.CLOCKS_DIFFER
+        (message,), _ = theirs.encode([address(f"n{next(numbers)}.example.com", learned=behind)], behind)
+        return ours.decode_all(((message, "a"),), clock())[1]
+
+    waiting = asyncio.create_task(joining.until_live(lambda: True, clock))
+    await asyncio.sleep(0)
+    seen = []
+    while not waiting.done():
+        seen += refused()
+        clock.advance(0.05)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert set(seen) == {Refusal.BEFORE_START}
+    assert refused() == []
+    assert clock() - started < 1 + joining.CLOCKS_DIFFER
+
+
+async def test_a_copy_waits_for_the_links_and_not_for_ever(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "LOOK", 0.0)
+    looks = iter((False, False, True))
+    waiting = asyncio.create_task(joining.until_live(lambda: next(looks), clock))
+    await asyncio.sleep(0)
+    clock.advance(2)
+    await asyncio.wait_for(waiting, 5)
+    assert list(looks) == []
+    monkeypatch.setattr(joining, "PATIENCE", 0.05)
+    await asyncio.wait_for(joining.until_live(lambda: False, clock), 5)
 
 
 async def test_over_tls_only_a_named_peer_gets_one_and_is_believed(clock: ManualClock, tmp_path: Path) -> None:
@@ -292,6 +379,33 @@ async def test_over_tls_only_a_named_peer_gets_one_and_is_believed(clock: Manual
             await joining.fetch(where, certificates(c), taker(c, Cache("c")))
         with pytest.raises((CachebusError, OSError)):
             await joining.fetch(where, None, taker(b, Cache("b")))
+
+
+def test_a_client_whose_first_bytes_come_with_its_connection_gets_one(clock: ManualClock, tmp_path: Path) -> None:
+    """In one turn of the daemon's loop: they must reach TLS, or the handshake never ends."""
+    authority = Authority(tmp_path)
+    a, b = (certificates(tls(authority, f"{own}.example.net", f"{peer}.example.net")) for own, peer in ("ab", "ba"))
+    assert a is not None
+    assert b is not None
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = b.client_context().wrap_bio(incoming, outgoing)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+
+    async def first_bytes() -> bytes:
+        loop = asyncio.get_running_loop()
+        async with await serving(warm(3), clock, tls=a) as giving, asyncio.timeout(server.HANDSHAKE_TIME - 1):
+            with socket.create_connection(("127.0.0.1", port(giving))) as connection:
+                connection.sendall(outgoing.read())
+                connection.setblocking(False)
+                while True:
+                    incoming.write(await loop.sock_recv(connection, 65536))
+                    with contextlib.suppress(ssl.SSLWantReadError):
+                        return client.read(6)
+                    await loop.sock_sendall(connection, outgoing.read())
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(first_bytes()) == b"\x83\x65C-DN"
 
 
 async def test_who_takes_a_little_now_and_then_loses_its_place(
