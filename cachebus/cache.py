@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Final
 from weakref import ref
 from zlib import crc32
 
@@ -34,6 +35,7 @@ from cachebus.entry import (
     Lookup,
     Rank,
     cap_by_signatures,
+    entry,
     key_tags_of,
     outlived,
     same_records,
@@ -43,6 +45,9 @@ from cachebus.flushes import Flushes
 from cachebus.wire import rrtypes
 from cachebus.wire.message import NOERROR, NXDOMAIN, cname_target, pack
 from cachebus.wire.name import ancestors, is_at_or_below
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64
 
 MAX_ENTRIES = 1_000_000
 """RRsets; about 250 MB with ordinary answers."""
@@ -71,7 +76,8 @@ _SMALL = 8192
 
 _TYPES = tuple(rrtype.to_bytes(2, "big") for rrtype in range(65536))
 """Every type as the end of a key, every length as the end of a header: looking it up costs a quarter of making it."""
-_REDIRECTIONS = frozenset({rrtypes.CNAME, rrtypes.DNAME})
+_CNAME_TYPE: Final = 5
+_DNAME_TYPE: Final = 39
 _MARKS = 0x3FFFF
 """Owners are told apart by so many bits where it is marked that a CNAME of some rank was known there: a byte each, so
 that most other RRsets need no look-up of a CNAME."""
@@ -128,30 +134,35 @@ class Cache:
     def put_all(self, answers: Iterable[Answer], now: float, *, own_use: bool = False) -> list[Refusal | None]:
         """`put` for each of many answers."""
         outcomes: list[Refusal | None] = []
-        now_ms = int(now * 1000)
+        now_ms: i64 = int(now * 1000)
         seed, shards, mask, marks = self._seed, self._shards, self._mask, self._alias_marks
         most, most_bytes, all_before = self._generation_entries, self._generation_bytes, self._flushes.all_before
-        wary_of_all = self._negatives or bool(self._flushes.names)
+        wary_of_all = wary = self._negatives or bool(self._flushes.names)
         known: dict[object, tuple[bool, int, int, int, int]] = {}
-        told: object = None
+        told: Answer | None = None
+        learned_ms: i64 = 0
+        spread: i64 = 1
+        rank: i64 = 0
+        by_bus = False
+        middle = b""
         stored = 0
         for answer in answers:
-            _, _, rrsets, evidence, origin, learned, validating, transport, signer = answer
-            who = (evidence, origin, validating, transport, signer)
-            if who != told:
-                told = who
+            if told is None or not _alike(answer, told):
+                told = answer
+                who = (answer[3], answer[4], answer[6], answer[7], answer[8])
                 if who not in known:
                     known[who] = self._provenance(answer, own_use)
                 by_bus, rank, flags, source, spread = known[who]
-            learned_ms = int(learned * 1000)
-            wary = wary_of_all or learned_ms <= all_before
+                learned_ms = int(answer[5] * 1000)
+                wary = wary_of_all or learned_ms <= all_before
+                middle = MIDDLE.pack(learned_ms, now_ms, rank, flags, source)
             refusal: Refusal | None = None
             before = stored
-            for rrset in rrsets:
-                owner, rrtype, ttl, rrs, sigs = rrset
-                checksum = crc32(owner, seed)
-                expires_ms = learned_ms + ttl * (1000 - checksum % spread)
-                key = owner + _TYPES[rrtype]
+            for rrset in answer[2]:
+                rrtype: i64 = rrset[1]
+                checksum: i64 = crc32(rrset[0], seed)
+                expires_ms = learned_ms + rrset[2] * (1000 - checksum % spread)
+                key = rrset[0] + _TYPES[rrtype]
                 shard = shards[hash(key) & mask]
                 young = shard.young
                 old = young.get(key)
@@ -160,11 +171,11 @@ class Cache:
                     or old is not None
                     or key in shard.old
                     or expires_ms <= now_ms
-                    or rrtype in _REDIRECTIONS
+                    or rrtype == _CNAME_TYPE
+                    or rrtype == _DNAME_TYPE
                     or marks[checksum & _MARKS]
                 ):
                     if wary or not by_bus or old is None or not outlived(old, rank, learned_ms, now_ms, expires_ms):
-                        middle = MIDDLE.pack(learned_ms, now_ms, rank, flags, source)
                         came = Came(by_bus, rank, learned_ms, now_ms, middle)
                         outcome = self._put_other(rrset, came, key, expires_ms, checksum)
                     else:
@@ -173,7 +184,7 @@ class Cache:
                     stored += outcome is None
                     continue
                 # Nothing is known that has a say in it. What `_store` does for a newcomer that fits, without the call.
-                value = HEADER.pack(expires_ms, learned_ms, now_ms, rank, flags, source, len(sigs)) + rrs + sigs
+                value = entry(expires_ms, middle, rrset[3], rrset[4])
                 size = shard.young_bytes + len(key) + len(value) + _ENTRY_OVERHEAD
                 if size <= most_bytes and len(young) < most:
                     shard.young_bytes = size
@@ -222,7 +233,7 @@ class Cache:
             self._forget(owner + b"\0\0")  # a name that has data exists
         if rrtype == rrtypes.DNAME:
             self._dnames = True
-        value = b"".join((EXPIRES.pack(expires_ms), came.middle, _TYPES[len(sigs)], rrs, sigs))
+        value = entry(expires_ms, came.middle, rrs, sigs)
         self._store(shard, key, value if old is None else self._marked(key, value))
         self.stored += 1
         return None
@@ -526,6 +537,18 @@ class Cache:
             "evicted": self.evicted,
             "expired": self.expired,
         }
+
+
+def _alike(answer: Answer, told: Answer) -> bool:
+    """Whether the entries of two answers have the same middle."""
+    return (
+        answer[5] == told[5]
+        and answer[3] is told[3]
+        and answer[4] is told[4]
+        and answer[6] == told[6]
+        and answer[7] is told[7]
+        and answer[8] is told[8]
+    )
 
 
 def _alive(entries: dict[bytes, bytes], now_bytes: bytes) -> tuple[dict[bytes, bytes], int]:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cachebus.answer import Evidence, RRset
 from cachebus.wire.message import canonical_set, records, rrsig_fields
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64
 
 HEADER = struct.Struct("!QQQBBHH")
 EXPIRES = struct.Struct("!Q")
@@ -89,6 +92,11 @@ class Lookup(NamedTuple):
     """For a negative end, where it is known."""
 
 
+def entry(expires_ms: int, middle: bytes, rrs: bytes, sigs: bytes) -> bytes:
+    """The value that is kept of one RRset."""
+    return b"%b%b%b%b%b" % (expires_ms.to_bytes(8, "big"), middle, len(sigs).to_bytes(2, "big"), rrs, sigs)
+
+
 def same_records(value: bytes, sigs_length: int, rrset: RRset) -> bool:
     rrs = value[HEADER_SIZE : len(value) - sigs_length]
     if len(rrs) != len(rrset.rrs):
@@ -121,12 +129,22 @@ def cap_by_signatures(value: bytes, sigs_length: int, expires_ms: int) -> int:
     return min(expires_ms, *((epoch + end) * 1000 for end in ends))
 
 
-def outlived(old: bytes, rank: int, learned_ms: int, now_ms: int, expires_ms: int) -> bool:
+def outlived(old: bytes, rank: i64, learned_ms: i64, now_ms: i64, expires_ms: i64) -> bool:
     """Whether an entry lives as long as a peer's RRset at least, and is of a higher rank or was learned no earlier.
 
     Then nothing is renewed or replaced, which is the usual end of a repeat.
     """
-    if expires_ms <= now_ms or old[:8] < EXPIRES.pack(expires_ms):
+    if expires_ms <= now_ms or u64(old, 0) < expires_ms:
         return False
-    kept = old[24]
-    return kept > rank or (kept == rank and old[8:16] >= EXPIRES.pack(learned_ms))
+    kept: i64 = old[24]
+    return kept > rank or (kept == rank and u64(old, 8) >= learned_ms)
+
+
+def u64(value: bytes, at: i64) -> i64:
+    """Eight bytes as a number; all that stand in an entry are below 2^63."""
+    number: i64 = 0
+    end = at + 8
+    while at < end:
+        number = number << 8 | value[at]
+        at += 1
+    return number
