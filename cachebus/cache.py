@@ -58,7 +58,7 @@ MAX_CHAIN = 11
 """CNAMEs followed for one question, as the validator's limit."""
 MAX_SOURCES = 60_000
 """Different (origin, transport, signer) that provenance tells apart; further ones are shown as unknown."""
-SPREAD = 100
+SPREAD: Final = 100
 """Thousandths of a TTL by which bus data is shortened at most (trust rules 6.8). How much is a hash of node and name:
 a cluster's copies expire one after the other, and the first to ask again refreshes them all."""
 
@@ -67,22 +67,25 @@ SLICE = 512
 MAX_LATE = 100_000
 """Entries first used while somebody reads the cache's content, remembered to be given at the end; 10 MB at most."""
 
-_ENTRY_OVERHEAD = 160
+_ENTRY_OVERHEAD: Final = 160
 """Bytes counted per entry beside key and value bytes: two objects' headers and the dict's share."""
 _SHARDS = 256
 """A dict of 4,000 entries resizes, and is swept, in well under a millisecond; one of a million stalls for 30 ms."""
 _SMALL = 8192
 """Caches bounded below this many entries need no shards, and would evict unevenly with them."""
 
-_TYPES = tuple(rrtype.to_bytes(2, "big") for rrtype in range(65536))
+_TYPES: Final = tuple(rrtype.to_bytes(2, "big") for rrtype in range(65536))
 """Every type as the end of a key, every length as the end of a header: looking it up costs a quarter of making it."""
+_crc32: Final = crc32
 _CNAME_TYPE: Final = 5
 _DNAME_TYPE: Final = 39
-_MARKS = 0x3FFFF
+_KINDS: Final = 8
+"""Levels of evidence, each from an origin that validates or not."""
+_MARKS: Final = 0x3FFFF
 """Owners are told apart by so many bits where it is marked that a CNAME of some rank was known there: a byte each, so
 that most other RRsets need no look-up of a CNAME."""
 _CNAME = rrtypes.CNAME.to_bytes(2, "big")
-_BETTER_KNOWN = Refusal.BETTER_KNOWN
+_BETTER_KNOWN: Final = Refusal.BETTER_KNOWN
 
 
 class _Shard:
@@ -137,30 +140,34 @@ class Cache:
         now_ms: i64 = int(now * 1000)
         seed, shards, mask, marks = self._seed, self._shards, self._mask, self._alias_marks
         most, most_bytes, all_before = self._generation_entries, self._generation_bytes, self._flushes.all_before
-        wary_of_all = wary = self._negatives or bool(self._flushes.names)
-        known: dict[object, tuple[bool, int, int, int, int]] = {}
+        wary_of_all = self._negatives or bool(self._flushes.names)
+        known: dict[tuple[str, str, str], list[_Kind | None]] = {}
+        kinds: list[_Kind | None] = []
         told: Answer | None = None
-        learned_ms: i64 = 0
-        spread: i64 = 1
-        rank: i64 = 0
-        by_bus = False
-        middle = b""
         stored = 0
         for answer in answers:
-            if told is None or not _alike(answer, told):
+            if told is None or not _same_source(answer, told):
                 told = answer
-                who = (answer[3], answer[4], answer[6], answer[7], answer[8])
-                if who not in known:
-                    known[who] = self._provenance(answer, own_use)
-                by_bus, rank, flags, source, spread = known[who]
-                learned_ms = int(answer[5] * 1000)
-                wary = wary_of_all or learned_ms <= all_before
-                middle = MIDDLE.pack(learned_ms, now_ms, rank, flags, source)
+                source = (answer[4], answer[7], answer[8])
+                if source not in known:
+                    known[source] = [None] * _KINDS
+                kinds = known[source]
+            level: i64 = answer[3]
+            number = level << 1 | answer[6]
+            kind = kinds[number]
+            if kind is None:
+                kind = kinds[number] = self._kind(answer, own_use)
+            if kind.learned != answer[5]:
+                kind.learned = answer[5]
+                kind.learned_ms = int(answer[5] * 1000)
+                kind.middle = MIDDLE.pack(kind.learned_ms, now_ms, kind.rank, kind.flags, kind.source)
+            learned_ms, spread, middle = kind.learned_ms, kind.spread, kind.middle
+            wary = wary_of_all or learned_ms <= all_before
             refusal: Refusal | None = None
             before = stored
             for rrset in answer[2]:
                 rrtype: i64 = rrset[1]
-                checksum: i64 = crc32(rrset[0], seed)
+                checksum: i64 = _crc32(rrset[0], seed)
                 expires_ms = learned_ms + rrset[2] * (1000 - checksum % spread)
                 key = rrset[0] + _TYPES[rrtype]
                 shard = shards[hash(key) & mask]
@@ -171,12 +178,16 @@ class Cache:
                     or old is not None
                     or key in shard.old
                     or expires_ms <= now_ms
-                    or rrtype == _CNAME_TYPE
-                    or rrtype == _DNAME_TYPE
+                    or rrtype in (_CNAME_TYPE, _DNAME_TYPE)
                     or marks[checksum & _MARKS]
                 ):
-                    if wary or not by_bus or old is None or not outlived(old, rank, learned_ms, now_ms, expires_ms):
-                        came = Came(by_bus, rank, learned_ms, now_ms, middle)
+                    if (
+                        wary
+                        or not kind.by_bus
+                        or old is None
+                        or not outlived(old, kind.rank, learned_ms, now_ms, expires_ms)
+                    ):
+                        came = Came(kind.by_bus, kind.rank, learned_ms, now_ms, middle)
                         outcome = self._put_other(rrset, came, key, expires_ms, checksum)
                     else:
                         outcome = Refusal.LOCAL_DATA_LIVE if old[25] & LOCAL else _BETTER_KNOWN
@@ -196,15 +207,15 @@ class Cache:
             outcomes.append(None if stored > before else refusal)
         return outcomes
 
-    def _provenance(self, answer: Answer, own_use: bool) -> tuple[bool, int, int, int, int]:
-        """(by the bus, rank, flags, number of the source, spread) of all answers of one level from one source."""
+    def _kind(self, answer: Answer, own_use: bool) -> _Kind:
         _, _, _, evidence, origin, _, validating, transport, signer = answer
         rank, flags = (BUS_RANK if transport else LOCAL_RANK)[evidence]
         if validating:
             flags |= VALIDATING
         if own_use:
             flags |= OWN_USE
-        return bool(transport), rank, flags, self._source(origin, transport, signer), SPREAD if transport else 1
+        source = self._source(origin, transport, signer)
+        return _Kind(rank, flags, source, by_bus=bool(transport))
 
     def _put_other(self, rrset: RRset, came: Came, key: bytes, expires_ms: int, checksum: int) -> Refusal | None:
         """Put an RRset whose name, key or time something is known about."""
@@ -539,16 +550,25 @@ class Cache:
         }
 
 
-def _alike(answer: Answer, told: Answer) -> bool:
-    """Whether the entries of two answers have the same middle."""
-    return (
-        answer[5] == told[5]
-        and answer[3] is told[3]
-        and answer[4] is told[4]
-        and answer[6] == told[6]
-        and answer[7] is told[7]
-        and answer[8] is told[8]
-    )
+class _Kind:
+    """What the answers of one level from one source have in common, and those of them that were learned together."""
+
+    __slots__ = ("by_bus", "flags", "learned", "learned_ms", "middle", "rank", "source", "spread")
+
+    def __init__(self, rank: int, flags: int, source: int, *, by_bus: bool) -> None:
+        self.by_bus = by_bus
+        self.rank: i64 = rank
+        self.flags = flags
+        self.source = source
+        self.spread: i64 = SPREAD if by_bus else 1
+        self.learned = float("nan")
+        self.learned_ms: i64 = 0
+        self.middle = b""
+        """Packed `MIDDLE`."""
+
+
+def _same_source(answer: Answer, told: Answer) -> bool:
+    return answer[4] is told[4] and answer[7] is told[7] and answer[8] is told[8]
 
 
 def _alive(entries: dict[bytes, bytes], now_bytes: bytes) -> tuple[dict[bytes, bytes], int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cachebus.answer import Evidence, RRset
 from cachebus.wire.message import canonical_set, records, rrsig_fields
@@ -15,21 +15,21 @@ from cachebus.wire.message import canonical_set, records, rrsig_fields
 if TYPE_CHECKING:
     from mypy_extensions import i64
 
-HEADER = struct.Struct("!QQQBBHH")
-EXPIRES = struct.Struct("!Q")
-MIDDLE = struct.Struct("!QQBBH")
+HEADER: Final = struct.Struct("!QQQBBHH")
+EXPIRES: Final = struct.Struct("!Q")
+MIDDLE: Final = struct.Struct("!QQBBH")
 """What the entries of one answer have in common: the header but for when they expire and the length of the RRSIGs."""
-HEADER_SIZE = HEADER.size
-NEGATIVE = 0x01
-VALIDATING = 0x02
-LOCAL = 0x04
-USED = 0x08
+HEADER_SIZE: Final = HEADER.size
+NEGATIVE: Final = 0x01
+VALIDATING: Final = 0x02
+LOCAL: Final = 0x04
+USED: Final = 0x08
 """Asked for, or learned again, while it was held: more than half of all names are never asked for a second time."""
 
-OWN_USE = 0x40
+OWN_USE: Final = 0x40
 """Local data for this node's own clients, without evidence that would let it be shared: never in a copy."""
-LEVEL_AT = 4
-LEVEL = 0x03
+LEVEL_AT: Final = 4
+LEVEL: Final = 0x03
 """Where the level of evidence stands, and how wide."""
 
 
@@ -43,9 +43,9 @@ class Rank(IntEnum):
     LOCAL_VALIDATED = 5
 
 
-BUS_RANK = {Evidence.AUTHORITATIVE: (1, 0x10), Evidence.CONFIRMED: (2, 0x20), Evidence.VALIDATED: (4, 0x30)}
+BUS_RANK: Final = {Evidence.AUTHORITATIVE: (1, 0x10), Evidence.CONFIRMED: (2, 0x20), Evidence.VALIDATED: (4, 0x30)}
 """Evidence -> its rank, and its flags in a header: the level from bit `LEVEL_AT` on."""
-LOCAL_RANK = {Evidence.AUTHORITATIVE: (3, 0x14), Evidence.CONFIRMED: (3, 0x24), Evidence.VALIDATED: (5, 0x34)}
+LOCAL_RANK: Final = {Evidence.AUTHORITATIVE: (3, 0x14), Evidence.CONFIRMED: (3, 0x24), Evidence.VALIDATED: (5, 0x34)}
 
 
 class Came(NamedTuple):
@@ -94,7 +94,10 @@ class Lookup(NamedTuple):
 
 def entry(expires_ms: int, middle: bytes, rrs: bytes, sigs: bytes) -> bytes:
     """The value that is kept of one RRset."""
-    return b"%b%b%b%b%b" % (expires_ms.to_bytes(8, "big"), middle, len(sigs).to_bytes(2, "big"), rrs, sigs)
+    expires = expires_ms.to_bytes(8, "big")
+    if not sigs:
+        return b"%b%b\0\0%b" % (expires, middle, rrs)
+    return b"%b%b%b%b%b" % (expires, middle, len(sigs).to_bytes(2, "big"), rrs, sigs)
 
 
 def same_records(value: bytes, sigs_length: int, rrset: RRset) -> bool:

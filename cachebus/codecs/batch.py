@@ -59,6 +59,7 @@ _VALIDATED: Final = Evidence.VALIDATED
 MAX_ROWS: Final = 4096
 """Different rows remembered: type, TTL and numbers of records, of which peers have no more than some hundreds."""
 _new: Final = tuple.__new__
+_ANSWER: Final[type[Answer]] = Answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -372,7 +373,7 @@ class BatchCodec:
             if learned_ms + walk.ttl * 1000 <= now_ms:
                 refusals.append(Refusal.EXPIRED)
                 continue
-            answers.append(_new(Answer, (qname, qtype, chain, evidence, origin, learned, meta > 3, transport, signer)))
+            answers.append(_new(_ANSWER, (qname, qtype, chain, evidence, origin, learned, meta > 3, transport, signer)))
 
 
 class _Row:

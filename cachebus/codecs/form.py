@@ -54,6 +54,7 @@ _LENGTH: Final = struct.Struct("!H").pack
 _LENGTHS: Final[list[bytes]] = [size.to_bytes(2, "big") for size in range(256)]
 _SIGNER_AT: Final = 18
 _new: Final = tuple.__new__
+_RRSET: Final[type[RRset]] = RRset
 
 _LABEL = b"|".join(re.escape(bytes([length])) + b".{%d}" % length for length in range(1, 64))
 _NAME = rb"(?:" + _LABEL + rb")*+\x00"
@@ -213,7 +214,7 @@ class Shape:
                 return None
             rrs = packed
         if not signatures:
-            return _new(RRset, (owner, self.type, self._ttl, rrs, b""))
+            return _new(_RRSET, (owner, self.type, self._ttl, rrs, b""))
         return self._signed(owner, rrs, rdatas, start + records, signatures, int(learned))
 
     def _signed(self, owner: bytes, rrs: bytes, rdatas: list[bytes], start: i64, number: i64, now: int) -> RRset | None:
@@ -231,7 +232,7 @@ class Shape:
             left = min(left, lasts)
             sigs += b"%b%b%b" % (head, _length(len(signature)), signature)
             position += 1
-        return _new(RRset, (owner, self.type, left, rrs, sigs)) if len(rrs) + len(sigs) <= MAX_PACKED else None
+        return _new(_RRSET, (owner, self.type, left, rrs, sigs)) if len(rrs) + len(sigs) <= MAX_PACKED else None
 
     def _several(self, rdatas: list[bytes], start: i64, end: i64) -> bytes | None:
         """The records of an RRset of several, packed; None when one is wrong, doubtful or there twice."""

@@ -91,7 +91,7 @@ class _Name(Enum):
 
 _PUBLIC = _Name.PUBLIC
 _IPV4_HINT, _IPV6_HINT = 4, 6
-_SERVICES = frozenset({rrtypes.SVCB, rrtypes.HTTPS})
+_SERVICES: Final = frozenset({rrtypes.SVCB, rrtypes.HTTPS})
 _VALUE = b"|".join(re.escape(bytes([length])) + b".{%d}" % length for length in range(64))
 _V4 = rb"[^\x00\x0a\x7f\xa9\xac\xc0]..."
 _V6 = rb"[\x20-\x3f].{15}"
@@ -105,7 +105,7 @@ _PLAIN_SERVICE = re.compile(
 """Clears most SVCB and HTTPS RRsets: short parameters without addresses, a few hints that can be no private address."""
 _A: Final = 1
 _AAAA: Final = 28
-_WITH_ADDRESSES = frozenset({_A, _AAAA}) | _SERVICES
+_WITH_ADDRESSES: Final = frozenset({_A, _AAAA}) | _SERVICES
 _DOUBTFUL_V4: Final = bytes(first in {prefix[0] for prefix in _PRIVATE_V4} for first in range(256))
 """By the first byte of an IPv4 address: 1 where it may be a private one."""
 
