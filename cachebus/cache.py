@@ -17,15 +17,13 @@ from zlib import crc32
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.entry import (
-    BUS_RANK,
     EXPIRES,
     HEADER,
     HEADER_SIZE,
     LEVEL,
     LEVEL_AT,
+    LEVELS,
     LOCAL,
-    LOCAL_RANK,
-    MIDDLE,
     NEGATIVE,
     OWN_USE,
     USED,
@@ -39,6 +37,8 @@ from cachebus.entry import (
     key_tags_of,
     outlived,
     same_records,
+    same_source,
+    standing,
     value_signatures,
 )
 from cachebus.flushes import Flushes
@@ -79,8 +79,6 @@ _TYPES: Final = tuple(rrtype.to_bytes(2, "big") for rrtype in range(65536))
 _crc32: Final = crc32
 _CNAME_TYPE: Final = 5
 _DNAME_TYPE: Final = 39
-_KINDS: Final = 8
-"""Levels of evidence, each from an origin that validates or not."""
 _MARKS: Final = 0x3FFFF
 """Owners are told apart by so many bits where it is marked that a CNAME of some rank was known there: a byte each, so
 that most other RRsets need no look-up of a CNAME."""
@@ -139,40 +137,35 @@ class Cache:
         outcomes: list[Refusal | None] = []
         now_ms: i64 = int(now * 1000)
         seed, shards, mask, marks = self._seed, self._shards, self._mask, self._alias_marks
-        most, most_bytes, all_before = self._generation_entries, self._generation_bytes, self._flushes.all_before
-        wary_of_all = self._negatives or bool(self._flushes.names)
-        known: dict[tuple[str, str, str], list[_Kind | None]] = {}
-        kinds: list[_Kind | None] = []
+        wary_of_all, all_before = self._negatives or bool(self._flushes.names), self._flushes.all_before
+        known: dict[tuple[str, str, str], list[Came | None]] = {}
+        levels: list[Came | None] = []
         told: Answer | None = None
         stored = 0
         for answer in answers:
-            if told is None or not _same_source(answer, told):
+            if told is None or not same_source(answer, told):
                 told = answer
                 source = (answer[4], answer[7], answer[8])
                 if source not in known:
-                    known[source] = [None] * _KINDS
-                kinds = known[source]
+                    known[source] = [None] * LEVELS
+                levels = known[source]
             level: i64 = answer[3]
-            number = level << 1 | answer[6]
-            kind = kinds[number]
-            if kind is None:
-                kind = kinds[number] = self._kind(answer, own_use)
-            if kind.learned != answer[5]:
-                kind.learned = answer[5]
-                kind.learned_ms = int(answer[5] * 1000)
-                kind.middle = MIDDLE.pack(kind.learned_ms, now_ms, kind.rank, kind.flags, kind.source)
-            learned_ms, spread, middle = kind.learned_ms, kind.spread, kind.middle
-            wary = wary_of_all or learned_ms <= all_before
+            level = level << 1 | answer[6]
+            came = levels[level]
+            if came is None:
+                came = levels[level] = self._came(answer, now_ms, own_use=own_use)
+            if came.learned != answer[5]:
+                came.learn(answer[5])
+            wary = wary_of_all or came.learned_ms <= all_before
             refusal: Refusal | None = None
             before = stored
             for rrset in answer[2]:
                 rrtype: i64 = rrset[1]
                 checksum: i64 = _crc32(rrset[0], seed)
-                expires_ms = learned_ms + rrset[2] * (1000 - checksum % spread)
+                expires_ms = came.learned_ms + rrset[2] * (1000 - checksum % came.spread)
                 key = rrset[0] + _TYPES[rrtype]
                 shard = shards[hash(key) & mask]
-                young = shard.young
-                old = young.get(key)
+                old = shard.young.get(key)
                 if (
                     wary
                     or old is not None
@@ -181,46 +174,37 @@ class Cache:
                     or rrtype in (_CNAME_TYPE, _DNAME_TYPE)
                     or marks[checksum & _MARKS]
                 ):
-                    if (
-                        wary
-                        or not kind.by_bus
-                        or old is None
-                        or not outlived(old, kind.rank, learned_ms, now_ms, expires_ms)
-                    ):
-                        came = Came(kind.by_bus, kind.rank, learned_ms, now_ms, middle)
+                    if wary or not came.by_bus or old is None or not outlived(old, came, expires_ms):
                         outcome = self._put_other(rrset, came, key, expires_ms, checksum)
                     else:
                         outcome = Refusal.LOCAL_DATA_LIVE if old[25] & LOCAL else _BETTER_KNOWN
                     refusal = outcome or refusal
                     stored += outcome is None
                     continue
-                # Nothing is known that has a say in it. What `_store` does for a newcomer that fits, without the call.
-                value = entry(expires_ms, middle, rrset[3], rrset[4])
-                size = shard.young_bytes + len(key) + len(value) + _ENTRY_OVERHEAD
-                if size <= most_bytes and len(young) < most:
-                    shard.young_bytes = size
-                    young[key] = value
-                else:
-                    self._store(shard, key, value)
+                self._add(shard, key, entry(expires_ms, came.middle, rrset[3], rrset[4]))
                 stored += 1
-                self.stored += 1
             outcomes.append(None if stored > before else refusal)
         return outcomes
 
-    def _kind(self, answer: Answer, own_use: bool) -> _Kind:
-        _, _, _, evidence, origin, _, validating, transport, signer = answer
-        rank, flags = (BUS_RANK if transport else LOCAL_RANK)[evidence]
-        if validating:
-            flags |= VALIDATING
-        if own_use:
-            flags |= OWN_USE
-        source = self._source(origin, transport, signer)
-        return _Kind(rank, flags, source, by_bus=bool(transport))
+    def _add(self, shard: _Shard, key: bytes, value: bytes) -> None:
+        """Keep what nothing is known about that has a say in it. For one that fits, `_store` without its look-ups."""
+        size = shard.young_bytes + len(key) + len(value) + _ENTRY_OVERHEAD
+        if size <= self._generation_bytes and len(shard.young) < self._generation_entries:
+            shard.young_bytes = size
+            shard.young[key] = value
+        else:
+            self._store(shard, key, value)
+        self.stored += 1
+
+    def _came(self, answer: Answer, now_ms: int, *, own_use: bool) -> Came:
+        by_bus = bool(answer.transport)
+        source = self._source(answer.origin, answer.transport, answer.signer)
+        return Came(*standing(answer, own_use=own_use), source, now_ms, SPREAD if by_bus else 1, by_bus=by_bus)
 
     def _put_other(self, rrset: RRset, came: Came, key: bytes, expires_ms: int, checksum: int) -> Refusal | None:
         """Put an RRset whose name, key or time something is known about."""
         owner, rrtype, _, rrs, sigs = rrset
-        rank, now_ms = came.rank, came.now_ms
+        rank, now_ms = came.rank, int(came.now_ms)
         if expires_ms <= now_ms:
             return Refusal.EXPIRED
         if self._flushes.cover(owner, came.learned_ms):
@@ -548,27 +532,6 @@ class Cache:
             "evicted": self.evicted,
             "expired": self.expired,
         }
-
-
-class _Kind:
-    """What the answers of one level from one source have in common, and those of them that were learned together."""
-
-    __slots__ = ("by_bus", "flags", "learned", "learned_ms", "middle", "rank", "source", "spread")
-
-    def __init__(self, rank: int, flags: int, source: int, *, by_bus: bool) -> None:
-        self.by_bus = by_bus
-        self.rank: i64 = rank
-        self.flags = flags
-        self.source = source
-        self.spread: i64 = SPREAD if by_bus else 1
-        self.learned = float("nan")
-        self.learned_ms: i64 = 0
-        self.middle = b""
-        """Packed `MIDDLE`."""
-
-
-def _same_source(answer: Answer, told: Answer) -> bool:
-    return answer[4] is told[4] and answer[7] is told[7] and answer[8] is told[8]
 
 
 def _alive(entries: dict[bytes, bytes], now_bytes: bytes) -> tuple[dict[bytes, bytes], int]:

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from cachebus.answer import Answer, Evidence, Refusal, RRset
-from cachebus.codecs.form import MAX_LINKS, MAX_PACKED, Raw, Shape, split_names, take, u32
+from cachebus.answer import Answer, Evidence, Refusal
+from cachebus.codecs.columns import Rows, Walk
+from cachebus.codecs.form import take, u32
 from cachebus.codecs.offsets import ClockOffsets
 from cachebus.errors import ConfigError
 from cachebus.filters.chain import DEFAULT_MAX_TTL
@@ -20,9 +21,7 @@ from cachebus.wire.batch import (
     HEAD_SIZE,
     MAX_ENVELOPE,
     MAX_ITEMS,
-    ROW_SIZE,
     Body,
-    Columns,
     Compression,
     Entry,
     Kind,
@@ -31,7 +30,6 @@ from cachebus.wire.batch import (
     compress,
     read_body,
     read_columns,
-    read_row,
     unpack,
     write_entry,
     write_payload,
@@ -51,13 +49,9 @@ COMPRESS_FROM = 256
 """Bytes of payload from which on compressing is tried: zstd gains nothing on one or two answers."""
 _PAYLOAD_OVERHEAD = 24
 """Bytes of msgpack around the columns at most: the array's header and those of three byte strings."""
-_CNAME: Final = 5
-_LONGEST_TTL: Final = 0x7FFFFFFF
 _VALIDATING: Final = 4
 """Bit of an answer's first byte, above its level."""
 _VALIDATED: Final = Evidence.VALIDATED
-MAX_ROWS: Final = 4096
-"""Different rows remembered: type, TTL and numbers of records, of which peers have no more than some hundreds."""
 _new: Final = tuple.__new__
 _ANSWER: Final[type[Answer]] = Answer
 
@@ -105,7 +99,7 @@ class BatchCodec:
         self._room = settings.max_message - _PAYLOAD_OVERHEAD - self._sealer.overhead(settings.cluster, settings.node)
         self._streams = Streams(start=start)
         self._offsets = ClockOffsets()
-        self._rows: dict[bytes, _Row] = {}
+        self._rows = Rows(settings.max_ttl)
         self._policies: dict[str, bool] = {}
         self._sending = OwnStream(start)
         self._hellos = 0
@@ -263,14 +257,11 @@ class BatchCodec:
         columns = read_columns(payload)
         if isinstance(columns, Refusal):
             return columns
-        names = split_names(columns.names)
-        if names is None:
-            return Refusal.MALFORMED
-        rows = self._read_rows(columns.rows)
-        if not _fit(columns, rows, names):
+        walk = self._rows.walk(columns)
+        if walk is None:
             return Refusal.MALFORMED
         self._envelopes += 1
-        self._take(columns, rows, names, body, key, now, answers, refusals)
+        self._take(columns.heads, walk, body, key, now, answers, refusals)
         return None
 
     def _refuse(self, key: Key, body: Body, now: float) -> Refusal | None:
@@ -307,38 +298,20 @@ class BatchCodec:
                 self._policies.clear()
             self._policies[body.origin] = theirs == ours
 
-    def _read_rows(self, column: bytes) -> list[_Row]:
-        known = self._rows
-        rows: list[_Row] = []
-        start: i64 = 0
-        end: i64 = len(column)
-        while start < end:
-            data = column[start : start + ROW_SIZE]
-            row = known.get(data)
-            if row is None:
-                if len(known) >= MAX_ROWS:
-                    known.clear()
-                row = known[data] = _Row(data, self._settings.max_ttl)
-            rows.append(row)
-            start += ROW_SIZE
-        return rows
-
     def _take(
         self,
-        columns: Columns,
-        rows: list[_Row],
-        names: list[bytes],
+        heads: bytes,
+        walk: Walk,
         body: Body,
         key: Key,
         now: float,
         answers: list[Answer],
         refusals: list[Refusal],
     ) -> None:
-        """Take the answers of an envelope whose columns fit each other."""
-        heads, settings = columns.heads, self._settings
+        """Take the answers whose heads these are."""
+        settings = self._settings
         transport, signer, origin = settings.transport, key.text, body.origin
         levels, max_ttl, infrastructure = self._levels[key.name], settings.max_ttl, settings.infrastructure
-        walk = _Walk(rows, names, columns.rdatas)
         now_ms: i64 = int(now * 1000)
         sent_ms: i64 = min(body.time_ms, int(now * 1000))  # a sender's clock that is ahead makes no age smaller
         last_age: i64 = -1
@@ -374,132 +347,6 @@ class BatchCodec:
                 refusals.append(Refusal.EXPIRED)
                 continue
             answers.append(_new(_ANSWER, (qname, qtype, chain, evidence, origin, learned, meta > 3, transport, signer)))
-
-
-class _Row:
-    """One row of an envelope's RRsets, read."""
-
-    __slots__ = ("named", "records", "shape", "signatures")
-
-    def __init__(self, data: bytes, max_ttl: int) -> None:
-        read = read_row(data)
-        self.shape = Shape(read.type, read.ttl, max_ttl)
-        self.records: i64 = read.records
-        self.signatures: i64 = read.signatures
-        self.named: i64 = read.named
-
-
-class _Walk:
-    """A way through the columns of an envelope, answer by answer, once they are known to fit each other."""
-
-    __slots__ = ("_name", "_names", "_rdata", "_rdatas", "_row", "_rows", "ttl")
-
-    def __init__(self, rows: list[_Row], names: list[bytes], rdatas: list[bytes]) -> None:
-        self._rows = rows
-        self._names = names
-        self._rdatas = rdatas
-        self._row: i64 = 0
-        self._name: i64 = 0
-        self._rdata: i64 = 0
-        self.ttl: i64 = 0
-        """The smallest in the chain that `usual` gave last."""
-
-    def name(self) -> bytes:
-        """The next name."""
-        name = self._names[self._name]
-        self._name += 1
-        return name
-
-    def usual(self, qname: bytes, qtype: i64, count: i64, learned: float, *, signed: bool) -> tuple[RRset, ...] | None:
-        """The chain of the next `count` RRsets, proved right as `form.take_usual` does it; None, and none is passed."""
-        row = self._rows[self._row]
-        if count > 1:
-            return self._aliases(qname, qtype, count, learned, signed=signed)
-        if row.shape.type != qtype or row.named or (signed and not row.signatures):
-            return None
-        rrset = row.shape.rrset(qname, self._rdatas, self._rdata, row.records, row.signatures, learned)
-        if rrset is None:
-            return None
-        self.ttl = rrset[2]
-        self._row += 1
-        self._rdata += row.records + row.signatures
-        return (rrset,)
-
-    def _aliases(
-        self, qname: bytes, qtype: i64, count: i64, learned: float, *, signed: bool
-    ) -> tuple[RRset, ...] | None:
-        if count > MAX_LINKS:
-            return None
-        at = self._rdata
-        room: i64 = MAX_PACKED
-        least: i64 = _LONGEST_TTL
-        owner = qname
-        chain: tuple[RRset, ...] = ()
-        for row in self._rows[self._row : self._row + count]:
-            count -= 1
-            rrtype: i64 = row.shape.type
-            if row.named or (signed and not row.signatures):
-                return None
-            if rrtype != qtype if not count else rrtype != _CNAME or rrtype == qtype or row.records > 1:
-                return None
-            for link in chain:
-                if link[0] == owner:
-                    return None
-            rrset = row.shape.rrset(owner, self._rdatas, at, row.records, row.signatures, learned)
-            if rrset is None:
-                return None
-            chain += (rrset,)
-            room -= len(rrset[3]) + len(rrset[4])
-            least = min(least, rrset[2])
-            if count:
-                owner = self._rdatas[at].lower()
-            at += row.records + row.signatures
-        if room < 0:
-            return None
-        self.ttl = least
-        self._row += len(chain)
-        self._rdata = at
-        return chain
-
-    def raw(self, qname: bytes, count: i64) -> list[Raw]:
-        """The next `count` RRsets as they came: of the answer to the question for `qname`."""
-        raw: list[Raw] = []
-        expected = qname
-        for row in self._rows[self._row : self._row + count]:
-            owner = self.name() if row.named else expected
-            after = self._rdata + row.records
-            end = after + row.signatures
-            rdatas = self._rdatas[self._rdata : after]
-            raw.append((owner, row.shape.type, row.shape.ttl, rdatas, self._rdatas[after:end]))
-            if row.shape.type == _CNAME:
-                expected = rdatas[0].lower()
-            self._rdata = end
-        self._row += count
-        return raw
-
-
-def _fit(columns: Columns, rows: list[_Row], names: list[bytes]) -> bool:
-    """Whether the columns are as long as they say of each other."""
-    heads = columns.heads
-    records: i64 = 0
-    named: i64 = 0
-    for row in rows:
-        # No answer and no RRset is empty: else some bytes, compressed, would cost as much as a whole envelope.
-        if row.named > 1 or not row.records:
-            return False
-        records += row.records + row.signatures
-        named += row.named
-    at: i64 = 1
-    end: i64 = len(heads)
-    sets: i64 = 0
-    while at < end:
-        count: i64 = heads[at]
-        if not count:
-            return False
-        sets += count
-        at += HEAD_SIZE
-        named += 1
-    return sets == len(rows) and records == len(columns.rdatas) and named == len(names)
 
 
 def _levels(key: Key, accept: frozenset[Evidence]) -> list[Evidence | None]:

@@ -19,7 +19,7 @@ from cachebus.filters.chain import DEFAULT_MAX_TTL, refused_type
 from cachebus.presentation import name_from_text
 from cachebus.wire import rrtypes
 from cachebus.wire.message import records
-from cachebus.wire.name import ancestors, skip_name
+from cachebus.wire.name import skip_name
 
 if TYPE_CHECKING:
     from mypy_extensions import i64
@@ -191,11 +191,16 @@ class Policy:
         settings = self._settings
         exempt = settings.private_names
         special = False
-        for name in ancestors(owner):
+        position: i64 = 0
+        length: i64 = -1
+        while length:
+            name = owner[position:]
             if name in settings.deny:
                 return Refusal.DENIED
             exempt = exempt or name in settings.allow
             special = special or name in self._special
+            length = owner[position]
+            position += length + 1
         return _Name.EXEMPT if exempt else Refusal.SPECIAL_USE_NAME if special else _PUBLIC
 
 
