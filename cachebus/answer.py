@@ -50,6 +50,8 @@ class Evidence(IntEnum):
 class Refusal(Enum):
     """Why something was not taken. The value is the kebab-case word of `--json`, metrics and logs."""
 
+    __hash__ = object.__hash__  # members are singletons; Enum's own is a call of Python for each count
+
     # The message itself
     MALFORMED = "malformed"
     """Not a well-formed DNS message, frame or envelope."""

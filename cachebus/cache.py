@@ -11,20 +11,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Final
 from weakref import ref
 from zlib import crc32
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.entry import (
-    BUS_RANK,
     EXPIRES,
     HEADER,
     HEADER_SIZE,
     LEVEL,
     LEVEL_AT,
+    LEVELS,
     LOCAL,
-    LOCAL_RANK,
-    MIDDLE,
     NEGATIVE,
     OWN_USE,
     USED,
@@ -34,10 +33,13 @@ from cachebus.entry import (
     Lookup,
     Rank,
     cap_by_signatures,
+    entry,
     key_tags_of,
     left,
     outlived,
     same_records,
+    same_source,
+    standing,
     to_answer,
     value_signatures,
 )
@@ -45,6 +47,9 @@ from cachebus.flushes import Flushes
 from cachebus.wire import rrtypes
 from cachebus.wire.message import NOERROR, NXDOMAIN, cname_target, pack
 from cachebus.wire.name import ancestors, is_at_or_below
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64
 
 MAX_ENTRIES = 1_000_000
 """RRsets; about 250 MB with ordinary answers."""
@@ -55,7 +60,7 @@ MAX_CHAIN = 11
 """CNAMEs followed for one question, as the validator's limit."""
 MAX_SOURCES = 60_000
 """Different (origin, transport, signer) that provenance tells apart; further ones are shown as unknown."""
-SPREAD = 100
+SPREAD: Final = 100
 """Thousandths of a TTL by which bus data is shortened at most (trust rules 6.8). How much is a hash of node and name:
 a cluster's copies expire one after the other, and the first to ask again refreshes them all."""
 
@@ -64,21 +69,23 @@ SLICE = 256
 MAX_LATE = 100_000
 """Entries first used while somebody reads the cache's content, remembered to be given at the end; 10 MB at most."""
 
-_ENTRY_OVERHEAD = 160
+_ENTRY_OVERHEAD: Final = 160
 """Bytes counted per entry beside key and value bytes: two objects' headers and the dict's share."""
 _SHARDS = 256
 """A dict of 4,000 entries resizes, and is swept, in well under a millisecond; one of a million stalls for 30 ms."""
 _SMALL = 8192
 """Caches bounded below this many entries need no shards, and would evict unevenly with them."""
 
-_TYPES = tuple(rrtype.to_bytes(2, "big") for rrtype in range(65536))
+_TYPES: Final = tuple(rrtype.to_bytes(2, "big") for rrtype in range(65536))
 """Every type as the end of a key, every length as the end of a header: looking it up costs a quarter of making it."""
-_REDIRECTIONS = frozenset({rrtypes.CNAME, rrtypes.DNAME})
-_MARKS = 0x3FFFF
+_crc32: Final = crc32
+_CNAME_TYPE: Final = 5
+_DNAME_TYPE: Final = 39
+_MARKS: Final = 0x3FFFF
 """Owners are told apart by so many bits where it is marked that a CNAME of some rank was known there: a byte each, so
 that most other RRsets need no look-up of a CNAME."""
 _CNAME = rrtypes.CNAME.to_bytes(2, "big")
-_BETTER_KNOWN = Refusal.BETTER_KNOWN
+_BETTER_KNOWN: Final = Refusal.BETTER_KNOWN
 
 
 class _Shard:
@@ -130,77 +137,76 @@ class Cache:
     def put_all(self, answers: Iterable[Answer], now: float, *, own_use: bool = False) -> list[Refusal | None]:
         """`put` for each of many answers."""
         outcomes: list[Refusal | None] = []
-        now_ms = int(now * 1000)
+        now_ms: i64 = int(now * 1000)
         seed, shards, mask, marks = self._seed, self._shards, self._mask, self._alias_marks
-        most, most_bytes, all_before = self._generation_entries, self._generation_bytes, self._flushes.all_before
-        wary_of_all = self._negatives or bool(self._flushes.names)
-        known: dict[object, tuple[bool, int, int, int, int]] = {}
-        told: object = None
+        wary_of_all, all_before = self._negatives or bool(self._flushes.names), self._flushes.all_before
+        known: dict[tuple[str, str, str], list[Came | None]] = {}
+        levels: list[Came | None] = []
+        told: Answer | None = None
         stored = 0
         for answer in answers:
-            _, _, rrsets, evidence, origin, learned, validating, transport, signer = answer
-            who = (evidence, origin, validating, transport, signer)
-            if who != told:
-                told = who
-                if who not in known:
-                    known[who] = self._provenance(answer, own_use)
-                by_bus, rank, flags, source, spread = known[who]
-            learned_ms = int(learned * 1000)
-            wary = wary_of_all or learned_ms <= all_before
+            if told is None or not same_source(answer, told):
+                told = answer
+                source = (answer[4], answer[7], answer[8])
+                if source not in known:
+                    known[source] = [None] * LEVELS
+                levels = known[source]
+            level: i64 = answer[3]
+            level = level << 1 | answer[6]
+            came = levels[level]
+            if came is None:
+                came = levels[level] = self._came(answer, now_ms, own_use=own_use)
+            if came.learned != answer[5]:
+                came.learn(answer[5])
+            wary = wary_of_all or came.learned_ms <= all_before
             refusal: Refusal | None = None
             before = stored
-            for rrset in rrsets:
-                owner, rrtype, ttl, rrs, sigs = rrset
-                checksum = crc32(owner, seed)
-                expires_ms = learned_ms + ttl * (1000 - checksum % spread)
-                key = owner + _TYPES[rrtype]
+            for rrset in answer[2]:
+                rrtype: i64 = rrset[1]
+                checksum: i64 = _crc32(rrset[0], seed)
+                expires_ms = came.learned_ms + rrset[2] * (1000 - checksum % came.spread)
+                key = rrset[0] + _TYPES[rrtype]
                 shard = shards[hash(key) & mask]
-                young = shard.young
-                old = young.get(key)
+                old = shard.young.get(key)
                 if (
                     wary
                     or old is not None
                     or key in shard.old
                     or expires_ms <= now_ms
-                    or rrtype in _REDIRECTIONS
+                    or rrtype in (_CNAME_TYPE, _DNAME_TYPE)
                     or marks[checksum & _MARKS]
                 ):
-                    if wary or not by_bus or old is None or not outlived(old, rank, learned_ms, now_ms, expires_ms):
-                        middle = MIDDLE.pack(learned_ms, now_ms, rank, flags, source)
-                        came = Came(by_bus, rank, learned_ms, now_ms, middle)
+                    if wary or not came.by_bus or old is None or not outlived(old, came, expires_ms):
                         outcome = self._put_other(rrset, came, key, expires_ms, checksum)
                     else:
                         outcome = Refusal.LOCAL_DATA_LIVE if old[25] & LOCAL else _BETTER_KNOWN
                     refusal = outcome or refusal
                     stored += outcome is None
                     continue
-                # Nothing is known that has a say in it. What `_store` does for a newcomer that fits, without the call.
-                value = HEADER.pack(expires_ms, learned_ms, now_ms, rank, flags, source, len(sigs)) + rrs + sigs
-                size = shard.young_bytes + len(key) + len(value) + _ENTRY_OVERHEAD
-                if size <= most_bytes and len(young) < most:
-                    shard.young_bytes = size
-                    young[key] = value
-                else:
-                    self._store(shard, key, value)
+                self._add(shard, key, entry(expires_ms, came.middle, rrset[3], rrset[4]))
                 stored += 1
-                self.stored += 1
             outcomes.append(None if stored > before else refusal)
         return outcomes
 
-    def _provenance(self, answer: Answer, own_use: bool) -> tuple[bool, int, int, int, int]:
-        """(by the bus, rank, flags, number of the source, spread) of all answers of one level from one source."""
-        _, _, _, evidence, origin, _, validating, transport, signer = answer
-        rank, flags = (BUS_RANK if transport else LOCAL_RANK)[evidence]
-        if validating:
-            flags |= VALIDATING
-        if own_use:
-            flags |= OWN_USE
-        return bool(transport), rank, flags, self._source(origin, transport, signer), SPREAD if transport else 1
+    def _add(self, shard: _Shard, key: bytes, value: bytes) -> None:
+        """Keep what nothing is known about that has a say in it. For one that fits, `_store` without its look-ups."""
+        size = shard.young_bytes + len(key) + len(value) + _ENTRY_OVERHEAD
+        if size <= self._generation_bytes and len(shard.young) < self._generation_entries:
+            shard.young_bytes = size
+            shard.young[key] = value
+        else:
+            self._store(shard, key, value)
+        self.stored += 1
+
+    def _came(self, answer: Answer, now_ms: int, *, own_use: bool) -> Came:
+        by_bus = bool(answer.transport)
+        source = self._source(answer.origin, answer.transport, answer.signer)
+        return Came(*standing(answer, own_use=own_use), source, now_ms, SPREAD if by_bus else 1, by_bus=by_bus)
 
     def _put_other(self, rrset: RRset, came: Came, key: bytes, expires_ms: int, checksum: int) -> Refusal | None:
         """Put an RRset whose name, key or time something is known about."""
         owner, rrtype, _, rrs, sigs = rrset
-        rank, now_ms = came.rank, came.now_ms
+        rank, now_ms = came.rank, int(came.now_ms)
         if expires_ms <= now_ms:
             return Refusal.EXPIRED
         if self._flushes.cover(owner, came.learned_ms):
@@ -224,7 +230,7 @@ class Cache:
             self._forget(owner + b"\0\0")  # a name that has data exists
         if rrtype == rrtypes.DNAME:
             self._dnames = True
-        value = b"".join((EXPIRES.pack(expires_ms), came.middle, _TYPES[len(sigs)], rrs, sigs))
+        value = entry(expires_ms, came.middle, rrs, sigs)
         self._store(shard, key, value if old is None else self._marked(key, value))
         self.stored += 1
         return None

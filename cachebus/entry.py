@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cachebus.answer import Answer, Evidence, RRset
 from cachebus.wire.message import canonical_set, records, rrsig_fields
 
-HEADER = struct.Struct("!QQQBBHH")
-EXPIRES = struct.Struct("!Q")
-MIDDLE = struct.Struct("!QQBBH")
+if TYPE_CHECKING:
+    from mypy_extensions import i64
+
+HEADER: Final = struct.Struct("!QQQBBHH")
+EXPIRES: Final = struct.Struct("!Q")
+MIDDLE: Final = struct.Struct("!QQBBH")
 """What the entries of one answer have in common: the header but for when they expire and the length of the RRSIGs."""
-HEADER_SIZE = HEADER.size
-NEGATIVE = 0x01
-VALIDATING = 0x02
-LOCAL = 0x04
-USED = 0x08
+HEADER_SIZE: Final = HEADER.size
+NEGATIVE: Final = 0x01
+VALIDATING: Final = 0x02
+LOCAL: Final = 0x04
+USED: Final = 0x08
 """Asked for, or learned again, while it was held: more than half of all names are never asked for a second time."""
 
-OWN_USE = 0x40
+OWN_USE: Final = 0x40
 """Local data for this node's own clients, without evidence that would let it be shared: never in a copy."""
-LEVEL_AT = 4
-LEVEL = 0x03
+LEVELS: Final = 8
+"""Levels of evidence, each from an origin that validates or not."""
+LEVEL_AT: Final = 4
+LEVEL: Final = 0x03
 """Where the level of evidence stands, and how wide."""
 
 _LEVELS = (Evidence.AUTHORITATIVE, *sorted(Evidence))
@@ -44,20 +49,37 @@ class Rank(IntEnum):
     LOCAL_VALIDATED = 5
 
 
-BUS_RANK = {Evidence.AUTHORITATIVE: (1, 0x10), Evidence.CONFIRMED: (2, 0x20), Evidence.VALIDATED: (4, 0x30)}
+BUS_RANK: Final = {Evidence.AUTHORITATIVE: (1, 0x10), Evidence.CONFIRMED: (2, 0x20), Evidence.VALIDATED: (4, 0x30)}
 """Evidence -> its rank, and its flags in a header: the level from bit `LEVEL_AT` on."""
-LOCAL_RANK = {Evidence.AUTHORITATIVE: (3, 0x14), Evidence.CONFIRMED: (3, 0x24), Evidence.VALIDATED: (5, 0x34)}
+LOCAL_RANK: Final = {Evidence.AUTHORITATIVE: (3, 0x14), Evidence.CONFIRMED: (3, 0x24), Evidence.VALIDATED: (5, 0x34)}
 
 
-class Came(NamedTuple):
-    """What the RRsets of one answer have in common."""
+class Came:
+    """What the RRsets of some answers have in common: of one level and one source, put at once, learned together."""
 
-    by_bus: bool
-    rank: int
-    learned_ms: int
-    now_ms: int
-    middle: bytes
-    """Packed `MIDDLE`."""
+    __slots__ = (
+        "_flags", "_source", "by_bus", "learned", "learned_ms", "middle", "now_ms", "rank", "spread",
+    )  # fmt: skip
+
+    def __init__(self, rank: int, flags: int, source: int, now_ms: int, spread: int, *, by_bus: bool) -> None:
+        """Nothing is known to be learned before `learn` is called."""
+        self._flags = flags
+        self._source = source
+        self.by_bus = by_bus
+        self.rank: i64 = rank
+        self.now_ms: i64 = now_ms
+        self.spread: i64 = spread
+        """One more than the thousandths of a TTL by which it is shortened at most."""
+        self.learned = float("nan")
+        self.learned_ms: i64 = 0
+        self.middle = b""
+        """Packed `MIDDLE`."""
+
+    def learn(self, learned: float) -> None:
+        """Go on with what was learned then, in seconds since the epoch."""
+        self.learned = learned
+        self.learned_ms = int(learned * 1000)
+        self.middle = MIDDLE.pack(self.learned_ms, self.now_ms, self.rank, self._flags, self._source)
 
 
 class Cached(NamedTuple):
@@ -118,6 +140,14 @@ def to_answer(key: bytes, value: bytes, source: tuple[str, str, str], now: float
     return _new(Answer, whole)
 
 
+def entry(expires_ms: int, middle: bytes, rrs: bytes, sigs: bytes) -> bytes:
+    """The value that is kept of one RRset."""
+    expires = expires_ms.to_bytes(8, "big")
+    if not sigs:
+        return b"%b%b\0\0%b" % (expires, middle, rrs)
+    return b"%b%b%b%b%b" % (expires, middle, len(sigs).to_bytes(2, "big"), rrs, sigs)
+
+
 def same_records(value: bytes, sigs_length: int, rrset: RRset) -> bool:
     rrs = value[HEADER_SIZE : len(value) - sigs_length]
     if len(rrs) != len(rrset.rrs):
@@ -150,12 +180,37 @@ def cap_by_signatures(value: bytes, sigs_length: int, expires_ms: int) -> int:
     return min(expires_ms, *((epoch + end) * 1000 for end in ends))
 
 
-def outlived(old: bytes, rank: int, learned_ms: int, now_ms: int, expires_ms: int) -> bool:
+def standing(answer: Answer, *, own_use: bool) -> tuple[int, int]:
+    """Rank and flags of an answer's RRsets."""
+    rank, flags = (BUS_RANK if answer.transport else LOCAL_RANK)[answer.evidence]
+    if answer.validating:
+        flags |= VALIDATING
+    if own_use:
+        flags |= OWN_USE
+    return rank, flags
+
+
+def same_source(answer: Answer, other: Answer) -> bool:
+    """Whether two answers are seen at once to have origin, transport and signer in common."""
+    return answer[4] is other[4] and answer[7] is other[7] and answer[8] is other[8]
+
+
+def outlived(old: bytes, came: Came, expires_ms: i64) -> bool:
     """Whether an entry lives as long as a peer's RRset at least, and is of a higher rank or was learned no earlier.
 
     Then nothing is renewed or replaced, which is the usual end of a repeat.
     """
-    if expires_ms <= now_ms or old[:8] < EXPIRES.pack(expires_ms):
+    if expires_ms <= came.now_ms or u64(old, 0) < expires_ms:
         return False
-    kept = old[24]
-    return kept > rank or (kept == rank and old[8:16] >= EXPIRES.pack(learned_ms))
+    kept: i64 = old[24]
+    return kept > came.rank or (kept == came.rank and u64(old, 8) >= came.learned_ms)
+
+
+def u64(value: bytes, at: i64) -> i64:
+    """Eight bytes as a number; all that stand in an entry are below 2^63."""
+    number: i64 = 0
+    end = at + 8
+    while at < end:
+        number = number << 8 | value[at]
+        at += 1
+    return number

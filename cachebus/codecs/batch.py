@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cachebus.answer import Answer, Evidence, Refusal
-from cachebus.codecs.form import Raw, split_names, take, usual_rrset
+from cachebus.codecs.columns import Rows, Walk
+from cachebus.codecs.form import take, u32
 from cachebus.codecs.offsets import ClockOffsets
 from cachebus.errors import ConfigError
 from cachebus.filters.chain import DEFAULT_MAX_TTL
 from cachebus.ports import Datagram, LeftOut, PeerPresence
 from cachebus.wire.batch import (
+    HEAD_SIZE,
     MAX_ENVELOPE,
     MAX_ITEMS,
     Body,
-    Columns,
     Compression,
     Entry,
     Kind,
@@ -37,6 +38,9 @@ from cachebus.wire.sequence import MAX_ORIGINS, OwnStream, Streams
 from cachebus.wire.stream import LengthFraming
 from cachebus.wire.tsig import Key
 
+if TYPE_CHECKING:
+    from mypy_extensions import i64
+
 DEFAULT_ENVELOPE = 64 * 1024
 """Bytes of an envelope at most: a quarter of what every broker carries, and 1,000 answers."""
 MIN_ENVELOPE = 512
@@ -45,13 +49,11 @@ COMPRESS_FROM = 256
 """Bytes of payload from which on compressing is tried: zstd gains nothing on one or two answers."""
 _PAYLOAD_OVERHEAD = 24
 """Bytes of msgpack around the columns at most: the array's header and those of three byte strings."""
-_CNAME: Final = 5
 _VALIDATING: Final = 4
 """Bit of an answer's first byte, above its level."""
 _VALIDATED: Final = Evidence.VALIDATED
 _new: Final = tuple.__new__
-
-_NONE: Final[list[bytes]] = []
+_ANSWER: Final[type[Answer]] = Answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +99,7 @@ class BatchCodec:
         self._room = settings.max_message - _PAYLOAD_OVERHEAD - self._sealer.overhead(settings.cluster, settings.node)
         self._streams = Streams(start=start)
         self._offsets = ClockOffsets()
+        self._rows = Rows(settings.max_ttl)
         self._policies: dict[str, bool] = {}
         self._sending = OwnStream(start)
         self._hellos = 0
@@ -254,11 +257,11 @@ class BatchCodec:
         columns = read_columns(payload)
         if isinstance(columns, Refusal):
             return columns
-        names = split_names(columns.names)
-        if names is None or not _fit(columns, names):
+        walk = self._rows.walk(columns)
+        if walk is None:
             return Refusal.MALFORMED
         self._envelopes += 1
-        self._take(columns, names, body, key, now, answers, refusals)
+        self._take(columns.heads, walk, body, key, now, answers, refusals)
         return None
 
     def _refuse(self, key: Key, body: Body, now: float) -> Refusal | None:
@@ -297,89 +300,53 @@ class BatchCodec:
 
     def _take(
         self,
-        columns: Columns,
-        names: list[bytes],
+        heads: bytes,
+        walk: Walk,
         body: Body,
         key: Key,
         now: float,
         answers: list[Answer],
         refusals: list[Refusal],
     ) -> None:
-        """Take the answers of an envelope whose columns fit each other."""
-        heads, rows, _, rdatas = columns
+        """Take the answers whose heads these are."""
         settings = self._settings
         transport, signer, origin = settings.transport, key.text, body.origin
         levels, max_ttl, infrastructure = self._levels[key.name], settings.max_ttl, settings.infrastructure
-        now_ms, add = int(now * 1000), answers.append
-        sent_ms = min(body.time_ms, now_ms)  # an age is by one clock: a sender's that is ahead takes nothing off it
-        at_name = at_row = at_rdata = 0
-        for meta, count, qtype, age in heads:
-            qname = names[at_name]
-            at_name += 1
-            learned_ms = sent_ms - age
+        now_ms: i64 = int(now * 1000)
+        sent_ms: i64 = min(body.time_ms, int(now * 1000))  # a sender's clock that is ahead makes no age smaller
+        last_age: i64 = -1
+        learned_ms: i64 = 0
+        learned = 0.0
+        at: i64 = 0
+        end: i64 = len(heads)
+        while at < end:
+            meta: i64 = heads[at]
+            count: i64 = heads[at + 1]
+            qtype: i64 = heads[at + 2] << 8 | heads[at + 3]
+            age = u32(heads, at + 4)
+            at += HEAD_SIZE
+            if age != last_age:  # what was learned together stands together
+                last_age = age
+                learned_ms = sent_ms - age
+                learned = learned_ms / 1000
+            qname = walk.name()
             evidence = levels[meta]
-            if count == 1 and evidence is not None:
-                rrtype, ttl, records, signatures, named = rows[at_row]
-                if rrtype == qtype and not named and (signatures or evidence is not _VALIDATED):
-                    after = at_rdata + records
-                    end = after + signatures
-                    sigs = rdatas[after:end] if signatures else _NONE
-                    learned = learned_ms / 1000
-                    rrset = usual_rrset(qname, qtype, ttl, rdatas[at_rdata:after], sigs, learned, max_ttl)
-                    if rrset is not None and learned_ms + rrset[2] * 1000 > now_ms:
-                        at_row += 1
-                        at_rdata = end
-                        validating = meta > 3
-                        whole = (qname, qtype, (rrset,), evidence, origin, learned, validating, transport, signer)
-                        add(_new(Answer, whole))
-                        continue
-            raw, at_name, at_rdata = _raw(rows[at_row : at_row + count], names, at_name, rdatas, at_rdata)
-            at_row += count
             if evidence is None:
+                walk.raw(qname, count)
                 refusals.append(Refusal.EVIDENCE_TOO_WEAK if meta < 8 and meta & 3 else Refusal.MALFORMED)
                 continue
-            learned = learned_ms / 1000
-            chain = take(qname, qtype, raw, evidence, learned, max_ttl, infrastructure)
-            if isinstance(chain, Refusal):
-                refusals.append(chain)
-            elif learned_ms + min([rrset[2] for rrset in chain]) * 1000 <= now_ms:
+            chain = walk.usual(qname, qtype, count, learned, signed=evidence is _VALIDATED)
+            if chain is None:
+                judged = take(qname, qtype, walk.raw(qname, count), evidence, learned, max_ttl, infrastructure)
+                if isinstance(judged, Refusal):
+                    refusals.append(judged)
+                    continue
+                chain = judged
+                walk.ttl = min([rrset[2] for rrset in chain])
+            if learned_ms + walk.ttl * 1000 <= now_ms:
                 refusals.append(Refusal.EXPIRED)
-            else:
-                add(_new(Answer, (qname, qtype, chain, evidence, origin, learned, meta > 3, transport, signer)))
-
-
-def _raw(
-    rows: Sequence[tuple[int, int, int, int, int]], names: list[bytes], at_name: int, rdatas: list[bytes], at_rdata: int
-) -> tuple[list[Raw], int, int]:
-    """The RRsets of the answer whose name is before `at_name`, and the positions after it."""
-    raw: list[Raw] = []
-    expected = names[at_name - 1]
-    for rrtype, ttl, records, signatures, named in rows:
-        owner = expected
-        if named:
-            owner = names[at_name]
-            at_name += 1
-        after = at_rdata + records
-        end = after + signatures
-        raw.append((owner, rrtype, ttl, rdatas[at_rdata:after], rdatas[after:end]))
-        if rrtype == _CNAME and records:
-            expected = rdatas[at_rdata].lower()
-        at_rdata = end
-    return raw, at_name, at_rdata
-
-
-def _fit(columns: Columns, names: list[bytes]) -> bool:
-    """Whether the columns are as long as they say of each other."""
-    heads, rows, _, rdatas = columns
-    sets = [head[1] for head in heads]
-    records = named = 0
-    for row in rows:
-        records += row[2] + row[3]
-        named += row[4]
-        if row[4] > 1 or not row[2]:
-            return False
-    # No answer and no RRset is empty: else some bytes, compressed, would cost as much as all that an envelope can hold.
-    return 0 not in sets and sum(sets) == len(rows) and records == len(rdatas) and named + len(heads) == len(names)
+                continue
+            answers.append(_new(_ANSWER, (qname, qtype, chain, evidence, origin, learned, meta > 3, transport, signer)))
 
 
 def _levels(key: Key, accept: frozenset[Evidence]) -> list[Evidence | None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cachebus.answer import Evidence, Refusal, RRset
 from cachebus.errors import MessageError
@@ -19,6 +19,9 @@ from cachebus.presentation import check_name
 from cachebus.wire import rrtypes
 from cachebus.wire.message import MAX_TTL, expand_rdata, pack
 from cachebus.wire.name import is_at_or_below, label_count
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64
 
 Raw = tuple[bytes, int, int, list[bytes], list[bytes]]
 """An RRset as it came: owner, type, TTL, its RDATAs, the RDATAs of its RRSIGs. All RDATA is uncompressed."""
@@ -40,30 +43,34 @@ are not in it go the long way."""
 _PACKED: Final = struct.Struct("!HHHIH").pack
 _OWNER: Final = 0xC00C
 _CNAME: Final = 5
-_RRSIG: Final = 46
+_SIGNATURE_START: Final = _PACKED(_OWNER, rrtypes.RRSIG, 1, 0, 0)[:6]
 _LONGEST_NAME: Final = 255
 _LONGEST_LABEL: Final = 63
 _LONGEST_TTL: Final = 0x7FFFFFFF
-_RRSIG_FIELDS: Final = struct.Struct("!HBBIII").unpack_from
-"""Covered type, algorithm, labels, original TTL, expiration, inception (RFC 4034 section 3.1)."""
+_U32: Final = 0xFFFFFFFF
+_FEW: Final = 8
+"""RDATAs up to which each is compared with each: it is quicker than to make a set."""
+_LENGTH: Final = struct.Struct("!H").pack
+_LENGTHS: Final[list[bytes]] = [size.to_bytes(2, "big") for size in range(256)]
 _SIGNER_AT: Final = 18
 _new: Final = tuple.__new__
+_RRSET: Final[type[RRset]] = RRset
 
 _LABEL = b"|".join(re.escape(bytes([length])) + b".{%d}" % length for length in range(1, 64))
 _NAME = rb"(?:" + _LABEL + rb")*+\x00"
 """Labels are alternatives by length, taken without going back, as a walk would."""
 _NAME_THERE: Final = re.compile(b"(?s)" + _NAME).match
-_ONE_NAME: Final = re.compile(b"(?s)" + _NAME).fullmatch
 
 
 def split_names(data: bytes) -> list[bytes] | None:
     """The names that stand one after the other in `data`, in lower case; None when anything else stands there."""
     data = data.lower()  # no length of a label is a letter
     names: list[bytes] = []
-    start = position = 0
-    end = len(data)
+    start: i64 = 0
+    position: i64 = 0
+    end: i64 = len(data)
     while position < end:
-        length = data[position]
+        length: i64 = data[position]
         position += length + 1
         if length:
             if length > _LONGEST_LABEL:
@@ -147,86 +154,187 @@ def usual_rrset(
     owner: bytes, rrtype: int, ttl: int, rdatas: list[bytes], signatures: list[bytes], learned: float, max_ttl: int
 ) -> RRset | None:
     """One RRset with the TTL that is left to it from `learned` on; None: the long way."""
-    form = FORMS.get(rrtype)
-    if form is None or not 0 < ttl <= _LONGEST_TTL:
+    if not rdatas or not 0 < ttl <= _LONGEST_TTL:
         return None
-    fixed, name_at = form
-    if len(rdatas) == 1:
-        rdata = rdatas[0]
-        size = len(rdata)
-        if fixed:
-            if size != fixed:
-                return None
-        elif name_at >= 0:
-            if size - name_at > _LONGEST_NAME or _ONE_NAME(rdata, name_at) is None:
-                return None
-        elif size > MAX_PACKED - 12:
-            return None
-        rrs = _PACKED(_OWNER, rrtype, 1, ttl, size) + rdata
-    else:
-        packed = _several(rrtype, ttl, rdatas, fixed, name_at)
-        if packed is None:
-            return None
-        rrs = packed
+    shape = Shape(rrtype, ttl, max_ttl)
     if not signatures:
-        return _new(RRset, (owner, rrtype, min(ttl, max_ttl), rrs, b""))
-    if len({*signatures}) != len(signatures):
-        return None
-    sigs = b""
-    left = min(ttl, max_ttl)
-    now = int(learned)
-    for signature in signatures:
-        left = min(left, _left(signature, rrtype, owner, now))
-        if left <= 0:
+        return shape.rrset(owner, rdatas, 0, len(rdatas), 0, learned)
+    return shape.rrset(owner, rdatas + signatures, 0, len(rdatas), len(signatures), learned)
+
+
+class Shape:
+    """What type and TTL say of an RRset. Many RRsets have them in common."""
+
+    __slots__ = ("_fixed", "_head", "_name_at", "_ttl", "ttl", "type", "usual")
+
+    def __init__(self, rrtype: int, ttl: int, max_ttl: int) -> None:
+        """Anything within the Python types."""
+        form = FORMS.get(rrtype)
+        self.type = rrtype
+        self.ttl = ttl
+        """As it came."""
+        self.usual = form is not None and 0 < ttl <= _LONGEST_TTL
+        """Whether `rrset` may give one."""
+        self._fixed: i64 = 0
+        self._name_at: i64 = -1
+        self._ttl: i64 = 0
+        self._head = b""
+        if form is not None and self.usual:
+            fixed, name_at = form
+            self._fixed, self._name_at = fixed, name_at
+            self._ttl = min(ttl, max_ttl)
+            head = _PACKED(_OWNER, rrtype, 1, ttl, fixed)
+            self._head = head if fixed else head[:-2]
+            """A record before its RDATA; before its RDLENGTH, where that is not the same for all."""
+
+    def rrset(
+        self, owner: bytes, rdatas: list[bytes], start: i64, records: i64, signatures: i64, learned: float
+    ) -> RRset | None:
+        """The RRset whose `records`, at least one, and then RRSIGs begin at `start`, as `usual_rrset` gives it."""
+        if not self.usual:
             return None
-        sigs += _PACKED(_OWNER, _RRSIG, 1, ttl, len(signature)) + signature
-    return _new(RRset, (owner, rrtype, left, rrs, sigs)) if len(rrs) + len(sigs) <= MAX_PACKED else None
-
-
-def _several(rrtype: int, ttl: int, rdatas: list[bytes], fixed: int, name_at: int) -> bytes | None:
-    """The records of an RRset of several, packed; None when one is wrong, doubtful or there twice."""
-    if not rdatas or rrtype == _CNAME or len({*rdatas}) != len(rdatas):
-        return None
-    if fixed:
-        for rdata in rdatas:
-            if len(rdata) != fixed:
+        fixed = self._fixed
+        if records == 1:
+            rdata = rdatas[start]
+            size: i64 = len(rdata)
+            if fixed:
+                if size != fixed:
+                    return None
+                rrs = self._head + rdata
+            else:
+                if self._name_at >= 0:
+                    if not _is_name_at(rdata, self._name_at):
+                        return None
+                elif size > MAX_PACKED - 12:
+                    return None
+                rrs = b"%b%b%b" % (self._head, _length(size), rdata)
+        else:
+            packed = self._several(rdatas, start, start + records)
+            if packed is None:
                 return None
-        if len(rdatas) * (12 + fixed) > MAX_PACKED:
+            rrs = packed
+        if not signatures:
+            return _new(_RRSET, (owner, self.type, self._ttl, rrs, b""))
+        return self._signed(owner, rrs, rdatas, start + records, signatures, int(learned))
+
+    def _signed(self, owner: bytes, rrs: bytes, rdatas: list[bytes], start: i64, number: i64, now: int) -> RRset | None:
+        if number > 1 and _repeat(rdatas, start, start + number):
             return None
-        head = _PACKED(_OWNER, rrtype, 1, ttl, fixed)
-        return head + head.join(rdatas)
-    pieces: list[bytes] = []
-    for rdata in rdatas:
-        size = len(rdata)
-        if name_at >= 0:
-            if size - name_at > _LONGEST_NAME or _ONE_NAME(rdata, name_at) is None:
+        head = _SIGNATURE_START + self._head[6:10]
+        sigs = b""
+        left = self._ttl
+        position = start
+        while position < start + number:
+            signature = rdatas[position]
+            lasts = _left(signature, self.type, owner, now)
+            if lasts <= 0:
                 return None
-        elif size > _MAX_RDATA:
+            left = min(left, lasts)
+            sigs += b"%b%b%b" % (head, _length(len(signature)), signature)
+            position += 1
+        return _new(_RRSET, (owner, self.type, left, rrs, sigs)) if len(rrs) + len(sigs) <= MAX_PACKED else None
+
+    def _several(self, rdatas: list[bytes], start: i64, end: i64) -> bytes | None:
+        """The records of an RRset of several, packed; None when one is wrong, doubtful or there twice."""
+        if self.type == _CNAME or _repeat(rdatas, start, end):
             return None
-        pieces += (_PACKED(_OWNER, rrtype, 1, ttl, size), rdata)
-    packed = b"".join(pieces)
-    return packed if len(packed) <= MAX_PACKED else None
+        fixed, name_at, head = self._fixed, self._name_at, self._head
+        position = start
+        if fixed:
+            if (end - start) * (12 + fixed) > MAX_PACKED:
+                return None
+            while position < end:
+                if len(rdatas[position]) != fixed:
+                    return None
+                position += 1
+            return head + head.join(rdatas[start:end])
+        pieces: list[bytes] = []
+        while position < end:
+            rdata = rdatas[position]
+            size: i64 = len(rdata)
+            if name_at >= 0:
+                if not _is_name_at(rdata, name_at):
+                    return None
+            elif size > _MAX_RDATA:
+                return None
+            pieces.append(b"%b%b%b" % (head, _length(size), rdata))
+            position += 1
+        packed = b"".join(pieces)
+        return packed if len(packed) <= MAX_PACKED else None
 
 
-def _left(signature: bytes, covered: int, owner: bytes, now: int) -> int:
+def _repeat(rdatas: list[bytes], start: i64, end: i64) -> bool:
+    """Whether two from `start` to `end` are the same."""
+    if end - start > _FEW:
+        return len({*rdatas[start:end]}) != end - start
+    one = start
+    while one < end:
+        rdata = rdatas[one]
+        one += 1
+        other = one
+        while other < end:
+            if rdatas[other] == rdata:
+                return True
+            other += 1
+    return False
+
+
+def _length(size: i64) -> bytes:
+    """A length that 16 bits hold, on the wire."""
+    return _LENGTHS[size] if size < len(_LENGTHS) else _LENGTH(size)
+
+
+def _is_name_at(rdata: bytes, position: i64) -> bool:
+    """Whether exactly one uncompressed name stands from `position` to the end."""
+    end: i64 = len(rdata)
+    if end - position > _LONGEST_NAME:
+        return False
+    while position < end:
+        length: i64 = rdata[position]
+        if not length:
+            return position == end - 1
+        if length > _LONGEST_LABEL:
+            return False
+        position += length + 1
+    return False
+
+
+def u32(data: bytes, at: i64) -> i64:
+    """Four bytes as a number."""
+    a: i64 = data[at]
+    b: i64 = data[at + 1]
+    c: i64 = data[at + 2]
+    d: i64 = data[at + 3]
+    return a << 24 | b << 16 | c << 8 | d
+
+
+def _stands_at(piece: bytes, data: bytes, start: i64, end: i64) -> bool:
+    after = start + len(piece)
+    return after <= end and data[start:after] == piece
+
+
+def _left(signature: bytes, covered: i64, owner: bytes, now: int) -> i64:
     """Seconds from `now` that an RRSIG leaves its RRset; 0: the long way."""
-    end = len(signature) - 1
+    end: i64 = len(signature) - 1
     if end <= _SIGNER_AT or end >= _MAX_RDATA:
         return 0
-    fields: tuple[int, ...] = _RRSIG_FIELDS(signature)
-    rrtype, _, labels, original, expiration, inception = fields
-    left = (expiration - now) & 0xFFFFFFFF
+    # Covered type, algorithm, labels, original TTL, expiration, inception (RFC 4034 section 3.1).
+    rrtype: i64 = signature[0] << 8 | signature[1]
+    labels: i64 = signature[3]
+    original = u32(signature, 4)
+    moment: i64 = now & _U32
+    left: i64 = (u32(signature, 8) - moment) & _U32
     if (
         rrtype != covered
         or labels != label_count(owner)
         or original > _LONGEST_TTL
         or left > _LONGEST_TTL
-        or (now - inception) & 0x80000000
+        or (moment - u32(signature, 12)) & 0x80000000
         or owner.startswith(b"\x01*")  # a wildcard's own labels are counted otherwise
     ):
         return 0
     zone = owner[owner[0] + 1 :] or owner  # the signer nearly always is the owner's parent, or the owner
-    if not (signature.startswith(zone, _SIGNER_AT, end) or signature.startswith(owner, _SIGNER_AT, end)):
+    if not (_stands_at(zone, signature, _SIGNER_AT, end) or _stands_at(owner, signature, _SIGNER_AT, end)):
         signer = _NAME_THERE(signature, _SIGNER_AT, end)
         if signer is None or not is_at_or_below(owner, signer[0].lower()):
             return 0

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING, Final
 
 from cachebus.answer import Answer, Refusal
 from cachebus.errors import MessageError
@@ -18,11 +19,18 @@ from cachebus.filters.chain import DEFAULT_MAX_TTL, refused_type
 from cachebus.presentation import name_from_text
 from cachebus.wire import rrtypes
 from cachebus.wire.message import records
-from cachebus.wire.name import ancestors, skip_name
+from cachebus.wire.name import skip_name
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64
 
 MIN_TTL = 30
 """Seconds: an answer that lives shorter is seldom asked for on another node before it is gone."""
 MAX_RDATA = 0xFFFF
+_RDATA_AT: Final = 12
+"""Where RDATA begins in a packed record."""
+_SHORTEST: Final = 3
+"""Bytes of the shortest name below the root."""
 LONGEST_TAIL = 5
 """Bytes at the end of a name that decide whether any rule can concern it: more would clear hardly more names."""
 
@@ -83,7 +91,7 @@ class _Name(Enum):
 
 _PUBLIC = _Name.PUBLIC
 _IPV4_HINT, _IPV6_HINT = 4, 6
-_SERVICES = frozenset({rrtypes.SVCB, rrtypes.HTTPS})
+_SERVICES: Final = frozenset({rrtypes.SVCB, rrtypes.HTTPS})
 _VALUE = b"|".join(re.escape(bytes([length])) + b".{%d}" % length for length in range(64))
 _V4 = rb"[^\x00\x0a\x7f\xa9\xac\xc0]..."
 _V6 = rb"[\x20-\x3f].{15}"
@@ -95,13 +103,11 @@ _PLAIN_SERVICE = re.compile(
     rb")*+"
 ).fullmatch  # fmt: skip
 """Clears most SVCB and HTTPS RRsets: short parameters without addresses, a few hints that can be no private address."""
-_ANY_BYTE = frozenset(range(256))
-_DOUBTS: dict[int, tuple[int, frozenset[int]]] = {
-    rrtypes.A: (16, frozenset(prefix[0] for prefix in _PRIVATE_V4)),
-    rrtypes.AAAA: (28, _ANY_BYTE - frozenset(range(0x20, 0x40))),
-    **dict.fromkeys(_SERVICES, (MAX_RDATA, _ANY_BYTE)),
-}
-"""Type with addresses -> (bytes of a packed record, first bytes of its RDATA that may begin a private address)."""
+_A: Final = 1
+_AAAA: Final = 28
+_WITH_ADDRESSES: Final = frozenset({_A, _AAAA}) | _SERVICES
+_DOUBTFUL_V4: Final = bytes(first in {prefix[0] for prefix in _PRIVATE_V4} for first in range(256))
+"""By the first byte of an IPv4 address: 1 where it may be a private one."""
 
 
 class Policy:
@@ -115,6 +121,7 @@ class Policy:
         self._tail = -min((len(name) for name in ruled), default=1)
         self._tail = max(self._tail, -LONGEST_TAIL)
         self._tails = frozenset(name[self._tail :] for name in ruled)
+        self._ends = _ends(ruled)
         self._public = _Name.EXEMPT if settings.private_names else _Name.PUBLIC
 
     def refuse_to_share(self, answer: Answer) -> Refusal | None:
@@ -136,25 +143,47 @@ class Policy:
 
     def refuse_any(self, answers: Iterable[Answer]) -> list[Refusal | None]:
         """`refuse_to_accept` for each of many answers."""
-        tail, tails, doubts = self._tail, self._tails, _DOUBTS.get
         refusals: list[Refusal | None] = []
         for answer in answers:
             refusal: Refusal | None = None
-            for owner, rrtype, _, rrs, _ in answer[2]:
-                doubt = doubts(rrtype)
-                # Nearly every RRset is cleared by the end of its name and the first byte of each of its addresses.
-                if owner[tail:] in tails or (doubt is not None and not doubt[1].isdisjoint(rrs[12 :: doubt[0]])):
-                    refusal = self._judge_rrset(owner, rrtype, rrs)
+            for rrset in answer[2]:
+                if self._is_doubtful(rrset[0], rrset[1], rrset[3]):
+                    refusal = self._judge_rrset(rrset[0], rrset[1], rrset[3])
                     if refusal is not None:
                         break
             refusals.append(refusal)
         return refusals
 
+    def _is_doubtful(self, owner: bytes, rrtype: i64, rrs: bytes) -> bool:
+        """Nearly every RRset is cleared by the end of its name and the first byte of each of its addresses."""
+        size: i64 = len(owner)
+        if size < _SHORTEST or (self._ends[owner[size - 3] << 8 | owner[size - 2]] and self._is_ruled(owner)):
+            return True
+        at: i64 = _RDATA_AT
+        end: i64 = len(rrs)
+        if rrtype == _A:
+            while at < end:
+                if _DOUBTFUL_V4[rrs[at]]:
+                    return True
+                at += 16
+        elif rrtype == _AAAA:
+            while at < end:
+                if rrs[at] & 0xE0 != 0x20:  # 2000::/3: global unicast
+                    return True
+                at += 28
+        else:
+            return rrtype in _SERVICES
+        return False
+
+    def _is_ruled(self, owner: bytes) -> bool:
+        """Whether a rule may concern this name."""
+        return owner[self._tail :] in self._tails
+
     def _judge_rrset(self, owner: bytes, rrtype: int, rrs: bytes) -> Refusal | None:
-        verdict = self._judge(owner) if owner[self._tail :] in self._tails else self._public
+        verdict = self._judge(owner) if self._is_ruled(owner) else self._public
         if isinstance(verdict, Refusal):
             return verdict
-        if verdict is _PUBLIC and rrtype in _DOUBTS and _private(rrtype, rrs):
+        if verdict is _PUBLIC and rrtype in _WITH_ADDRESSES and _private(rrtype, rrs):
             return Refusal.PRIVATE_ADDRESS
         return None
 
@@ -162,12 +191,27 @@ class Policy:
         settings = self._settings
         exempt = settings.private_names
         special = False
-        for name in ancestors(owner):
+        position: i64 = 0
+        length: i64 = -1
+        while length:
+            name = owner[position:]
             if name in settings.deny:
                 return Refusal.DENIED
             exempt = exempt or name in settings.allow
             special = special or name in self._special
+            length = owner[position]
+            position += length + 1
         return _Name.EXEMPT if exempt else Refusal.SPECIAL_USE_NAME if special else _PUBLIC
+
+
+def _ends(ruled: Iterable[bytes]) -> bytes:
+    """By the last two letters of a name, as a number: 1 where it may be at or below one of `ruled`."""
+    ends = bytearray(65536)
+    for name in ruled:
+        if len(name) < _SHORTEST:
+            return b"\1" * len(ends)
+        ends[name[-3] << 8 | name[-2]] = 1
+    return bytes(ends)
 
 
 def names(texts: Iterable[str]) -> frozenset[bytes]:

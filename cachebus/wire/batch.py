@@ -43,6 +43,10 @@ _CODES = {"hmac-sha256": 1, "hmac-sha384": 2, "hmac-sha512": 3}
 _HEAD: Final = struct.Struct("!BBHI")
 _ROW: Final = struct.Struct("!HIHBB")
 _ROW_PACK: Final = _ROW.pack
+HEAD_SIZE: Final = 8
+"""Bytes of an answer in its column: evidence and flags, number of RRsets, type asked, age in milliseconds."""
+ROW_SIZE: Final = 10
+"""Bytes of an RRset in its column, see `Row`."""
 _CNAME: Final = 5
 _LONGEST_TTL: Final = 0x7FFFFFFF
 _COLUMNS = 3
@@ -219,19 +223,31 @@ def unpack(compression: int, payload: bytes) -> bytes | Refusal:
     return Refusal.TRAILING_BYTES if decompressor.unused_data else data
 
 
-Head = tuple[int, int, int, int]
-"""Of an answer: evidence and flags, number of RRsets, type asked, age in milliseconds."""
-Row = tuple[int, int, int, int, int]
-"""Of an RRset: type, TTL, number of records, number of RRSIGs, whether its owner is among the names."""
-
-
 class Columns(NamedTuple):
     """The answers of an envelope, column by column. Nothing says yet that the columns fit each other."""
 
-    heads: list[Head]
-    rows: list[Row]
+    heads: bytes
+    """`HEAD_SIZE` bytes of each answer."""
+    rows: bytes
+    """`ROW_SIZE` bytes of each RRset."""
     names: bytes
     rdatas: list[bytes]
+
+
+class Row(NamedTuple):
+    """What is said of an RRset beside its owner and its records."""
+
+    type: int
+    ttl: int
+    records: int
+    signatures: int
+    named: int
+    """1: its owner is among the names; 0: it is the expected one. Anything else is wrong."""
+
+
+def read_row(row: bytes) -> Row:
+    """Take `ROW_SIZE` bytes apart."""
+    return Row(*_ROW.unpack(row))
 
 
 def read_columns(payload: bytes) -> Columns | Refusal:
@@ -242,12 +258,15 @@ def read_columns(payload: bytes) -> Columns | Refusal:
         return Refusal.TRAILING_BYTES
     except (ValueError, msgpack.UnpackException, RecursionError):
         return Refusal.MALFORMED
-    if items.__class__ is not list or len(items) < _COLUMNS or {*map(type, items)} != {bytes}:
+    if not isinstance(items, list) or len(items) < _COLUMNS:
         return Refusal.MALFORMED
+    for item in items:
+        if not isinstance(item, bytes):
+            return Refusal.MALFORMED
     heads, rows, names = items[:_COLUMNS]
-    if len(heads) % _HEAD.size or len(rows) % _ROW.size:
+    if len(heads) % HEAD_SIZE or len(rows) % ROW_SIZE:
         return Refusal.MALFORMED
-    return Columns([*_HEAD.iter_unpack(heads)], [*_ROW.iter_unpack(rows)], names, items[_COLUMNS:])
+    return Columns(heads, rows, names, items[_COLUMNS:])
 
 
 class Entry(NamedTuple):

@@ -7,9 +7,13 @@ gives for a whole wire-form name at once, because a label's length byte (0-63) i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from cachebus.errors import MessageError
 from cachebus.presentation import MAX_LABEL, MAX_NAME
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64
 
 POINTER = 0xC0
 """The two top bits of a length byte that make it a compression pointer."""
@@ -82,8 +86,8 @@ def is_at_or_below(name: bytes, ancestor: bytes) -> bool:
     """Whether `name` is `ancestor` or stands below it, by label. Both uncompressed, lower case."""
     if not name.endswith(ancestor):
         return False
-    target = len(name) - len(ancestor)
-    position = 0
+    target: i64 = len(name) - len(ancestor)
+    position: i64 = 0
     while position < target:
         position += name[position] + 1
     return position == target
@@ -105,8 +109,11 @@ def ancestors(name: bytes) -> Iterator[bytes]:
 
 def label_count(name: bytes) -> int:
     """Labels without the root, as the RRSIG labels field counts them but for a leading `*` (RFC 4034 section 3.1.3)."""
-    count = position = 0
-    while length := name[position]:
+    count: i64 = 0
+    position: i64 = 0
+    length: i64 = name[0]
+    while length:
         position += length + 1
         count += 1
+        length = name[position]
     return count

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.cache import Cache
 from cachebus.codecs.batch import BatchCodec, BatchCodecSettings
+from cachebus.codecs.columns import MAX_ROWS
 from cachebus.errors import ConfigError
 from cachebus.filters.policy import Policy, PolicySettings
 from cachebus.history import History
 from cachebus.presentation import name_from_text, name_to_text
-from cachebus.subscriber import Subscriber
+from cachebus.subscriber import STEP, Subscriber
 from cachebus.wire.batch import MAX_ENVELOPE, MAX_ITEMS, MAX_PAYLOAD
 from cachebus.wire.message import pack
 from cachebus.wire.sequence import WINDOW
@@ -793,6 +794,16 @@ def test_a_private_address_is_the_policys() -> None:
     assert Policy(PolicySettings()).refuse_any([got]) == [Refusal.PRIVATE_ADDRESS]
 
 
+def test_rows_are_remembered_within_bounds_and_never_mixed_up() -> None:
+    by = codec()
+    many = [address(f"w{number}.example.com", ttl=100 + number) for number in range(MAX_ROWS + 300)]
+    messages, _ = codec("a", max_message=MAX_ENVELOPE).encode(many, NOW)
+    got = [each for message in messages for each in taken(message, by=by)]
+    assert [(each.qname, each.ttl) for each in got] == [(each.qname, each.ttl) for each in many]
+    assert all(int.from_bytes(each.rrsets[0].rrs[6:10]) == each.ttl for each in got)
+    assert len(by._rows._known) <= MAX_ROWS
+
+
 # Two nodes
 
 
@@ -810,3 +821,18 @@ def test_two_nodes_joined_in_memory() -> None:
     assert held
     assert held.rrset.rrs == CHAIN[1].rrs
     assert held.origin == "a"
+
+
+def test_what_arrives_together_is_taken_whole_and_in_order_however_much_it_is() -> None:
+    left, right, cache = codec("a"), codec("b"), Cache("b")
+    many = [address(f"w{number}.example.com") for number in range(2000)]
+    messages = [left.encode(many[at : at + 50], NOW)[0][0] for at in range(0, len(many), 50)]
+    assert sum(map(len, messages)) > 4 * STEP
+    subscriber = Subscriber(
+        codec=right, policy=Policy(PolicySettings()), cache=cache, sinks=(), history=History("t"), clock=lambda: NOW + 1
+    )
+    subscriber.receive_all([(message, SENDER) for message in [*messages, messages[0], b"x" * STEP, messages[-1]]])
+    assert (subscriber.received, subscriber.accepted) == (43, 2000)
+    assert subscriber.refused == {Refusal.DUPLICATE: 2, Refusal.MALFORMED: 1}
+    assert right.counters()["reordered"] == 0
+    assert all(cache.get(each.qname, 1, NOW + 1) for each in many)

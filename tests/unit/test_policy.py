@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus.answer import Answer, Evidence, Refusal
+from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.filters.noise import Noise, NoiseSettings
 from cachebus.filters.policy import Policy, PolicySettings, names
+from cachebus.presentation import name_from_text
+from cachebus.wire.message import pack
 from tests.core_bed import NOW, address, answer, rrset
 
 
@@ -29,6 +31,14 @@ def test_special_use_names_stay(owner: str) -> None:
     assert policy().refuse_to_share(given) is Refusal.SPECIAL_USE_NAME
     assert policy().refuse_to_accept(given) is Refusal.SPECIAL_USE_NAME
     assert policy(private_names=True).refuse_to_share(given) is None
+
+
+@pytest.mark.parametrize("denied", [".", "x", "xy", "a.x", "example.com"])
+@pytest.mark.parametrize("owner", [".", "x", "y", "xy", "zy", "a.x", "b.a.x", "a.xx", "example.com", "a.example.com"])
+def test_deny_is_at_or_below_however_short_the_names(denied: str, owner: str) -> None:
+    below = denied == "." or owner == denied or owner.endswith(f".{denied}")
+    given = answer(RRset(name_from_text(owner), 16, 300, pack(16, 300, [b"\1x"])))
+    assert policy(deny=names([denied])).refuse_to_accept(given) is (Refusal.DENIED if below else None)
 
 
 @pytest.mark.parametrize("owner", ["www.example.com", "example.net", "latest", "mytest.com", "1.32.172.in-addr.arpa"])
