@@ -7,6 +7,7 @@ goes the long way over the chain rules, which has the reasons, so no rule stands
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Sequence
@@ -174,7 +175,7 @@ def usual_rrset(
         return None
     sigs = b""
     left = min(ttl, max_ttl)
-    now = int(learned)
+    now = math.ceil(learned)
     for signature in signatures:
         left = min(left, _left(signature, rrtype, owner, now))
         if left <= 0:
@@ -209,7 +210,7 @@ def _several(rrtype: int, ttl: int, rdatas: list[bytes], fixed: int, name_at: in
 
 
 def _left(signature: bytes, covered: int, owner: bytes, now: int) -> int:
-    """Seconds from `now` that an RRSIG leaves its RRset; 0: the long way."""
+    """Seconds from `now`, rounded up, that an RRSIG leaves its RRset; 0: the long way."""
     end = len(signature) - 1
     if end <= _SIGNER_AT or end >= _MAX_RDATA:
         return 0
@@ -221,7 +222,7 @@ def _left(signature: bytes, covered: int, owner: bytes, now: int) -> int:
         or labels != label_count(owner)
         or original > _LONGEST_TTL
         or left > _LONGEST_TTL
-        or (now - inception) & 0x80000000
+        or (now - 1 - inception) & 0x80000000  # rounded up, `now` may be where it has not begun yet
         or owner.startswith(b"\x01*")  # a wildcard's own labels are counted otherwise
     ):
         return 0
