@@ -8,7 +8,18 @@ from unittest.mock import patch
 
 from cachebus.answer import Refusal
 from cachebus.wire import sequence
-from cachebus.wire.sequence import MAX_AGE, MAX_AHEAD, MAX_SEQUENCE, MAX_STREAM, WINDOW, Presence, Streams, stream_start
+from cachebus.wire.sequence import (
+    MAX_AGE,
+    MAX_AHEAD,
+    MAX_SEQUENCE,
+    MAX_STREAM,
+    WINDOW,
+    OwnStream,
+    Presence,
+    Streams,
+    new_stream,
+    stream_start,
+)
 from tests.fuzz.bus import NOW
 from tests.fuzz.harness import Part, Target
 from tests.fuzz.mutate import LONGS, below
@@ -17,6 +28,8 @@ FEW = 4
 """Origins in place of `MAX_ORIGINS`: a bound that a block reaches."""
 ORIGINS = ("a", "b", "c", "d", "e", "")
 SILENCE = MAX_AGE + MAX_AHEAD
+SET_BACK = 3600.0
+"""Seconds that a clock may have been set back between two runs."""
 
 
 class Numbered(NamedTuple):
@@ -83,6 +96,7 @@ class SequenceTarget(Target[Numbered]):
         with patch.object(sequence, "MAX_ORIGINS", FEW):
             if rng.random() < 0.03:
                 self._again(rng)
+                self._own(rng)
             if rng.random() < 0.05:
                 self._tick(2 * SILENCE if rng.random() < 0.2 else 0.0)
             self._time(now - age, now)
@@ -181,6 +195,17 @@ class SequenceTarget(Target[Numbered]):
         assert len(fresh.state()) <= FEW
         assert all(fresh.state().get(name, stream) >= stream for name, stream in state.items() if stream <= MAX_STREAM)
         self._streams = fresh
+
+    def _own(self, rng: Random) -> None:
+        """What the new process sends goes on above what the one before sent, unless the clock was far ahead then."""
+        own = OwnStream(self._now if rng.random() < 0.8 else None)
+        began, previous = own.stream, new_stream(self._now + (rng.random() * 4 - 2) * SET_BACK)
+        own.restore(previous)
+        ahead = stream_start(previous) - stream_start(began)
+        assert own.stream == began or (0 <= ahead < SET_BACK and own.stream > previous)
+        assert not began or own.stream > previous or ahead >= SET_BACK
+        assert [own.next(self._now) for _ in range(3)] == [1, 2, 3]
+        assert 0 < own.stream <= MAX_STREAM
 
 
 TARGETS: tuple[type[Target[Any]], ...] = (SequenceTarget,)
