@@ -7,6 +7,7 @@ goes the long way over the chain rules, which has the reasons, so no rule stands
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Sequence
@@ -215,7 +216,7 @@ class Shape:
             rrs = packed
         if not signatures:
             return _new(_RRSET, (owner, self.type, self._ttl, rrs, b""))
-        return self._signed(owner, rrs, rdatas, start + records, signatures, int(learned))
+        return self._signed(owner, rrs, rdatas, start + records, signatures, math.ceil(learned))
 
     def _signed(self, owner: bytes, rrs: bytes, rdatas: list[bytes], start: i64, number: i64, now: int) -> RRset | None:
         if number > 1 and _repeat(rdatas, start, start + number):
@@ -314,7 +315,7 @@ def _stands_at(piece: bytes, data: bytes, start: i64, end: i64) -> bool:
 
 
 def _left(signature: bytes, covered: i64, owner: bytes, now: int) -> i64:
-    """Seconds from `now` that an RRSIG leaves its RRset; 0: the long way."""
+    """Seconds from `now`, rounded up, that an RRSIG leaves its RRset; 0: the long way."""
     end: i64 = len(signature) - 1
     if end <= _SIGNER_AT or end >= _MAX_RDATA:
         return 0
@@ -329,7 +330,7 @@ def _left(signature: bytes, covered: i64, owner: bytes, now: int) -> i64:
         or labels != label_count(owner)
         or original > _LONGEST_TTL
         or left > _LONGEST_TTL
-        or (moment - u32(signature, 12)) & 0x80000000
+        or (moment - 1 - u32(signature, 12)) & 0x80000000  # rounded up, `now` may be where it has not begun yet
         or owner.startswith(b"\x01*")  # a wildcard's own labels are counted otherwise
     ):
         return 0

@@ -6,6 +6,7 @@ is for them, and whether they may be shared.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -157,7 +158,7 @@ def limit(rrset: RRset, learned: float, *, max_ttl: int = DEFAULT_MAX_TTL) -> RR
     if sigs:
         kept = []
         labels = label_count(rrset.owner) - rrset.owner.startswith(b"\x01*")
-        now = int(learned)
+        now, second = int(learned), math.ceil(learned)  # nothing outlives its RRSIG, by a fraction either
         for rrtype, _, rdata in records(sigs):
             try:
                 sig = rrsig_fields(rdata)
@@ -167,7 +168,7 @@ def limit(rrset: RRset, learned: float, *, max_ttl: int = DEFAULT_MAX_TTL) -> RR
                 continue
             if sig.labels < labels:
                 return Refusal.WILDCARD_WITHOUT_PROOF
-            left = _serial_difference(sig.expiration, now)
+            left = _serial_difference(sig.expiration, second)
             if left <= 0:
                 return Refusal.RRSIG_EXPIRED
             if _serial_difference(sig.inception, now) > 0:

@@ -6,6 +6,7 @@ for also goes to `learned`, whose owner publishes it. Knows no socket; `now` is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
@@ -149,6 +150,6 @@ def limit_locally(rrset: RRset, now: float, max_ttl: int) -> RRset | None:
     ttl = min(rrset.ttl, max_ttl)
     for _, _, rdata in records(rrset.sigs):
         sig = rrsig_fields(rdata)
-        left = (sig.expiration - int(now)) & 0xFFFFFFFF
+        left = (sig.expiration - math.ceil(now)) & 0xFFFFFFFF
         ttl = min(ttl, *(seconds if seconds <= MAX_TTL else 0 for seconds in (sig.original_ttl, left)))
     return rrset._replace(ttl=ttl) if ttl > 0 else None

@@ -9,6 +9,7 @@ long way, which has the reasons. So no rule stands here alone.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 
@@ -80,6 +81,7 @@ def take_over(message: Verified, now: float, max_ttl: int) -> Taken | None:
     if known is None or usual is None:
         return None
     claims, count = known
+    second = math.ceil(now)
     qname, qtype, rrs, rrtype = usual.groups()
     form = _KNOWN_FORMS.get(rrtype)
     if form is None or len(qname) > MAX_NAME:
@@ -104,17 +106,17 @@ def take_over(message: Verified, now: float, max_ttl: int) -> Taken | None:
                 if stop == len(rrs):
                     return claims, qname, code, (_new(RRset, (qname, code, ttl, rrs, b"")),), False
             elif number == count - 1:
-                ttl = _signed_by_one(rrs, stop, len(rrs), _QUESTION, code, qname, int(now), ttl)
+                ttl = _signed_by_one(rrs, stop, len(rrs), _QUESTION, code, qname, second, ttl)
                 if ttl > 0:
                     return claims, qname, code, (_new(RRset, (qname, code, ttl, rrs[:stop], rrs[stop:])),), True
     wanted = qtype[0] << 8 | qtype[1]
     at = 12 + len(body) - len(rrs)
     found = None
     if rrtype == _CNAME and count <= _MOST_RECORDS:
-        found = _alias(rrs, count, at, qname, qtype, int(now), max_ttl)
+        found = _alias(rrs, count, at, qname, qtype, second, max_ttl)
     if found is None:
         try:
-            found = _chain(rrs, count, at, qname, wanted, int(now), max_ttl)
+            found = _chain(rrs, count, at, qname, wanted, second, max_ttl)
         except (IndexError, KeyError, struct.error):
             return None
     return None if found is None else (claims, qname, wanted, *found)
@@ -182,7 +184,10 @@ def _alias(
 
 
 def _signed_by_one(data: bytes, start: int, end: int, owned: int, code: int, owner: bytes, now: int, ttl: int) -> int:
-    """The TTL that the one RRSIG from `start` to `end` leaves; 0: take the long way. `owned`: pointer to its owner."""
+    """The TTL that the one RRSIG from `start` to `end` leaves; 0: take the long way. `owned`: pointer to its owner.
+
+    `now`: rounded up, as nothing outlives its RRSIG; an RRSIG that began less than a second before goes the long way.
+    """
     if not start + _ONE_RRSIG.size < end <= len(data):
         return 0
     fields: tuple[int, ...] = _ONE_RRSIG.unpack_from(data, start)
@@ -198,7 +203,7 @@ def _signed_by_one(data: bytes, start: int, end: int, owned: int, code: int, own
         or this_ttl > MAX_TTL
         or original > MAX_TTL
         or left > MAX_TTL
-        or (now - inception) & 0x80000000
+        or (now - 1 - inception) & 0x80000000
         or not _signer_fits(data, start + 30, end, owner)
     ):
         return 0
@@ -293,7 +298,7 @@ def _signatures(
             or left > MAX_TTL
             or this_ttl > MAX_TTL
             or original > MAX_TTL
-            or (now - inception) & 0x80000000
+            or (now - 1 - inception) & 0x80000000
             or not _signer_fits(data, position + 30, position + 12 + size, owner)
         ):
             return 0, position, number

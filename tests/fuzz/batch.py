@@ -16,6 +16,7 @@ from backports import zstd
 from cachebus.answer import Answer, Evidence, Refusal
 from cachebus.codecs.batch import BatchCodec, BatchCodecSettings
 from cachebus.errors import MessageError
+from cachebus.wire.batch import MAX_ENVELOPE, MAX_PAYLOAD
 from cachebus.wire.message import parse, records
 from tests.fuzz.bus import KEYS, NOW, SECRETS, blanked, check_answer
 from tests.fuzz.grammar import Shape, make_message
@@ -26,6 +27,8 @@ _CODES = {"hmac-sha256": 1, "hmac-sha384": 2, "hmac-sha512": 3}
 _STREAMS = tuple((NOW - seconds) * 1000 << 22 | seconds & 0xFFFF for seconds in (500, 100, 50, -400))
 _ORIGINS = ("ams-1", "a", "b", "own", "fra-2", "", "A", "x" * 64)
 _ODD = (None, True, -1, 0, 1, 2, 3, 255, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1.5, "", "c", b"", [], {})
+
+_BOMB = zstd.compress(bytes(100 * MAX_PAYLOAD))
 
 
 class Sealed(NamedTuple):
@@ -129,6 +132,8 @@ class BatchTarget(Target[Sealed]):
 
     def mutated(self, rng: Random) -> Sealed:
         secret = below(rng, 3)
+        if rng.random() < 0.001:
+            return self._too_large(rng, secret)
         die = rng.random()
         if die < 0.1:  # changed after it was sealed
             return Sealed(mutate(rng, self.valid(rng).data, (self.valid(rng).data,)), secret, spliced=True)
@@ -160,6 +165,12 @@ class BatchTarget(Target[Sealed]):
             found[at : at + 1] = [[], [found[at], found[at]]][below(rng, 2)]
         return Sealed(seal(msgpack.packb(self._body(rng, secret, msgpack.packb(found))), secret), secret)
 
+    def _too_large(self, rng: Random, secret: int) -> Sealed:
+        """More than an envelope may hold; or much more, compressed to nearly nothing."""
+        body = self._body(rng, secret, b"")
+        body[6:] = [0, bytes(MAX_ENVELOPE)] if rng.random() < 0.5 else [1, _BOMB]
+        return Sealed(seal(msgpack.packb(body), secret), secret)
+
     def noise(self, rng: Random) -> Sealed:
         die = rng.random()
         data = rng.randbytes(below(rng, 100))
@@ -186,6 +197,7 @@ class BatchTarget(Target[Sealed]):
         if rng.random() < 0.05:
             fresh = self._codec(rng, "own", start=now)
             fresh.inherit(receiver)
+            assert len(receiver.state()) <= len(_ORIGINS)
             self._receiver, self._infrastructure = fresh, fresh._settings.infrastructure
             assert fresh.decode_all([(example.data, "broker")], now)[0] == []
         if rng.random() < 0.3:

@@ -7,15 +7,20 @@ PyYAML and pydantic take milliseconds for a file of the usual size, so the texts
 from __future__ import annotations
 
 import json
+import tempfile
+import weakref
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from pydantic import BaseModel
 
+from cachebus import assembly
 from cachebus.config import Config, ConfigErrors, loads, models, shim, transports
-from cachebus.config.document import MAX_DEPTH, MAX_NODES, Document, natural, parse
+from cachebus.config.document import MAX_DEPTH, MAX_FILE, MAX_NODES, Document, natural, parse
+from cachebus.config.loader import admin_socket, load
 from cachebus.config.problems import Problem
+from cachebus.errors import ConfigError
 from tests.fuzz.harness import Part, Target
 from tests.fuzz.mutate import ODD_TEXT, below
 from tests.fuzz.text import SECRETS, TextTarget
@@ -36,7 +41,11 @@ SECTIONS = (
     + 'transports: {u: {type: udp, peers: ["192.0.2.1:1", "192.0.2.1:1"], key: k, socket_buffer: 1MiB, peers_only: true}}\n',
     'transports: {m: {type: mqtt, url: "mqtts://broker:8883", codec: batch}}\n',
     'sinks: {u: {type: unbound, control: "unix:/run/unbound.ctl", rate: 500}, c: {type: cache}}\n',
-    'sinks: {u: {type: unbound, control: "192.0.2.1:8953", tls: {server_cert: /s, cert: /c, key: /k}}}\n',
+    'sinks: {u: {type: unbound, control: "192.0.2.1:8953", tls: {ca: /s, cert: /c, key: /k}}}\n',
+    'sources: {s: {type: unbound-cache, control: "unix:/run/u", tls: {ca: /s, cert: /c, key: /etc/passwd}}}\n',
+    'sources: {s: {type: unbound-cache, control: "192.0.2.1:8953", trust: [authoritative], rate: 5, max_bytes: 1MiB}}\n',
+    'sources: {s: {type: dnstap, listen: "unix:/run/d", insecure: true, tls: {cert: /c, key: /k, ca: /a}}}\n',
+    'sources: {s: {type: stream, listen: "192.0.2.1:6000", claims: authoritative}}\nstate: /dev/null\n',
     'sinks: {m: {type: callback, function: "my.module:take"}}\n',
     f'keys: {{k: {{secret: "{SECRET}", max_evidence: confirmed, evidence: validated}}, K.: {{secret: "env:X"}}}}\n',
     'keys: {k: {algorithm: hmac-sha512, secret: "env:X"}, other: {secret: "env:X"}, l: {secret: "file:/dev/null"}}\n',
@@ -44,10 +53,12 @@ SECTIONS = (
     'sources: {s: {type: stream, listen: "127.0.0.1:6000", claims: confirmed}, t: {type: stream, listen: "127.0.0.1:6000", claims: confirmed}}\n',
     'sources: {s: {type: dnstap, listen: "unix:/run/d", resolver_frames: none, trusted_forwarders: [192.0.2.1]}}\n',
     f'keys: {{k: {{secret: "{SECRET}", origins: [other]}}}}\ntransports: {{u: {{type: udp, key: k}}}}\n',
-    'sinks: {u: {type: unbound, control: "unix:/run/u", tls: {server_cert: /s, cert: /c, key: /etc/passwd}}}\n',
+    'sinks: {u: {type: unbound, control: "unix:/run/u", tls: {ca: /s, cert: /c, key: /etc/passwd}}}\n',
     'sinks: {u: {type: unbound, control: "192.0.2.1:8953"}, v: {type: unbound, control: "127.0.0.1:8953"}}\n',
     'shim: {listen: ["127.0.0.1:0", "127.0.0.1:5"], upstreams: [{address: "192.0.2.1", validating: true, authoritative: true}, "127.0.0.1:5"]}\n',
     "share: {min_ttl: 1d, max_ttl: 1h}\n",
+    "share: {rate: {node: 0, zone: .nan}}\n",
+    f"shim: {{listen: [127.0.0.1:53], upstreams: [{', '.join(['::1'] * 65)}]}}\n",
     "share: {min_ttl: 1m, second_sighting: 10m, allow: [test], deny: [x.example], rate: {node: 10}, private_names: never}\n",
     "cache: {max_entries: 5000, max_bytes: 64MiB}\n",
     'shim: {listen: ["127.0.0.1:53"], upstreams: ["127.0.0.1:5335", {address: "::1", validating: true, tls_name: a.b}]}\n',
@@ -71,6 +82,12 @@ SECTIONS = (
     + 'transports: {z: {type: zeromq, bind: ["tcp://127.0.0.1:1"], connect: ["ipc:///a"], key: k, hwm: 5, curve: {secret: /s, server: x, allow: {a: y}}}}\n',
     KEYS
     + 'transports: {z: {type: zeromq, key: k, listen: "127.0.0.1:1", url: a, tls: {ca: /a}, flush: {count: 9, bytes: 1KiB, interval: 1s}}, y: {type: zeromq, codec: cdns, key: k}}\n',
+    KEYS + 'transports: {z: {type: zeromq, bind: ["tcp://127.0.0.1:1"], connect: ["ipc:///a"], key: k, hwm: 50}}\n',
+    KEYS
+    + 'transports: {z: {type: zeromq, hub: {publishers: "tcp://192.0.2.5:1", subscribers: "tcp://192.0.2.5:2"}, key: k}, y: {type: zeromq, key: k}}\n',
+    KEYS + 'transports: {m: {type: mqtt, url: "mqtt://a@broker", key: k, qos: 1, password: "file:/etc/passwd"}}\n',
+    KEYS
+    + 'transports: {m: {type: mqtt, url: "mqtt://broker:1883", key: k, keepalive: 1m, cluster: c, flush: {count: 9}}}\n',
     'snapshot: {listen: "192.0.2.1:5395", peers: ["192.0.2.2:5395"], tls: {ca: /a, cert: /b, key: /c, peers: [a.b]}, insecure: true, rate: 200}\n',
     'snapshot: {listen: "127.0.0.1:5395", peers: ["[::1]:1", "192.0.2.2:5395"], insecure: true, max_entries: 10, zstd: true}\n',
     'snapshot: {listen: "[::1]:0", peers: ["127.0.0.1:1"]}\ntransports: {m: {type: mqtt, url: "mqtts://b", tls: {ca: /a, cert: /b}}}\n',
@@ -208,18 +225,27 @@ def _large(rng: Random) -> str:
             return "".join(f"k{number % 30}: 1\n" for number in range(60))
 
 
+ODD_FILES = tuple(Path(text) for text in ("/dev/null", "/", "/nonexistent", "/etc/passwd/x", "a\0b", "x" * 300))
+
+
 class ConfigTarget(_YamlTarget):
-    """`loads`: a `Config` that shows no secret, or `ConfigErrors` with every problem at its place."""
+    """`loads`, `load`: a `Config` that shows no secret, or `ConfigErrors` with every problem at its place."""
 
     name = "config"
     parts = (
-        Part("cachebus/config/loader.py", without=("load", "admin_socket", "_read", "_file_problem")),
+        Part("cachebus/config/loader.py"),
         Part("cachebus/config/checks.py"),
         Part("cachebus/config/transport_checks.py"),
         Part("cachebus/config/shim_checks.py"),
         Part("cachebus/config/tools.py"),
     )
     cost = 10
+    calls = 2
+
+    def __init__(self) -> None:
+        folder = tempfile.TemporaryDirectory(prefix="cachebus-fuzz-")
+        weakref.finalize(self, folder.cleanup)
+        self._file = Path(folder.name) / "c.yaml"
 
     def valid(self, rng: Random) -> str:
         text = "node: ams-1\n" + SECTIONS[below(rng, len(SECTIONS))]
@@ -262,10 +288,10 @@ class ConfigTarget(_YamlTarget):
         )
 
     def check(self, example: str, rng: Random) -> bool:
-        types = TYPES if rng.random() < 0.8 else None
-        environment = {"K": SECRET, "X": f"k:hmac-sha256:{SECRET}"} if rng.random() < 0.7 else {}
+        if rng.random() < 0.001:
+            example = example.ljust(MAX_FILE + 1)
         try:
-            config = loads(example, file="f", environment=environment, transport_types=types, directory=Path("/"))
+            config = self._load(example, rng)
         except ConfigErrors as error:
             assert error.problems
             check_problems(list(error.problems), example)
@@ -277,6 +303,33 @@ class ConfigTarget(_YamlTarget):
             assert SECRET not in repr(config)
             assert SECRET not in config.model_dump_json()
         return True
+
+    def _load(self, example: str, rng: Random) -> Config:
+        """As text; or from a file, as a node does, which asks every transport what it makes of its section."""
+        more: dict[str, Any] = {
+            "transport_types": TYPES if rng.random() < 0.8 else None,
+            "environment": {"K": SECRET, "X": f"k:hmac-sha256:{SECRET}"} if rng.random() < 0.7 else {},
+        }
+        if rng.random() < 0.7:
+            return loads(example, file="f", directory=Path("/"), **more)
+        path = self._file
+        path.write_bytes(example.encode("utf-8", "surrogatepass"))
+        path.chmod(0o644 if rng.random() < 0.5 else 0o600)
+        if rng.random() < 0.02:
+            path = ODD_FILES[below(rng, len(ODD_FILES))]
+        if rng.random() < 0.2:
+            self._socket(path, example)
+        return load(path, try_transport=assembly._try_transport, **more)
+
+    def _socket(self, path: Path, example: str) -> None:
+        try:
+            socket = admin_socket(path)
+        except ConfigErrors as error:
+            check_problems(list(error.problems), example)
+        except ConfigError as error:
+            assert "no `admin.socket`" in str(error)
+        else:
+            assert socket.startswith("/")
 
 
 TARGETS: tuple[type[Target[Any]], ...] = (ConfigTarget, DocumentTarget)

@@ -8,7 +8,18 @@ from unittest.mock import patch
 
 from cachebus.answer import Refusal
 from cachebus.wire import sequence
-from cachebus.wire.sequence import MAX_AGE, MAX_AHEAD, MAX_SEQUENCE, MAX_STREAM, WINDOW, Presence, Streams, stream_start
+from cachebus.wire.sequence import (
+    MAX_AGE,
+    MAX_AHEAD,
+    MAX_SEQUENCE,
+    MAX_STREAM,
+    WINDOW,
+    OwnStream,
+    Presence,
+    Streams,
+    new_stream,
+    stream_start,
+)
 from tests.fuzz.bus import NOW
 from tests.fuzz.harness import Part, Target
 from tests.fuzz.mutate import LONGS, below
@@ -17,6 +28,8 @@ FEW = 4
 """Origins in place of `MAX_ORIGINS`: a bound that a block reaches."""
 ORIGINS = ("a", "b", "c", "d", "e", "")
 SILENCE = MAX_AGE + MAX_AHEAD
+SET_BACK = 3600.0
+"""Seconds that a clock may have been set back between two runs."""
 
 
 class Numbered(NamedTuple):
@@ -46,6 +59,8 @@ class SequenceTarget(Target[Numbered]):
         self._start = (None, NOW - 1000.0, NOW - 5.0)[below(rng, 3)]
         self._streams = Streams(start=self._start)
         self._now = float(NOW)
+        self._monotonic = 0.0
+        self._listen()
         self._next = dict.fromkeys(ORIGINS, 1 + below(rng, 3))
         self._seen: dict[tuple[str, int], set[int]] = {}
 
@@ -77,11 +92,13 @@ class SequenceTarget(Target[Numbered]):
     def check(self, example: Numbered, rng: Random) -> bool:
         origin, stream, number, later, age = example
         self._now = now = self._now + later
+        self._monotonic += max(later, 0.0)
         with patch.object(sequence, "MAX_ORIGINS", FEW):
             if rng.random() < 0.03:
                 self._again(rng)
+                self._own(rng)
             if rng.random() < 0.05:
-                self._streams.tick(now + (2 * SILENCE if rng.random() < 0.2 else 0.0))
+                self._tick(2 * SILENCE if rng.random() < 0.2 else 0.0)
             self._time(now - age, now)
             before = self._streams.presence().get(origin)
             refusal = self._streams.take(origin, stream, number, now)
@@ -95,13 +112,30 @@ class SequenceTarget(Target[Numbered]):
             assert self._streams.gone(origin, stream) == (known is not None and known.stream == stream)
         return refusal is None
 
+    def _listen(self) -> None:
+        """A process begins to listen: what was sent before `self._since` is refused as long as it is in time."""
+        self._since = self._start
+        self._first_tick: float | None = None
+
+    def _tick(self, leap: float) -> None:
+        """The clock that nobody sets goes on, at times without the other one, which was set back by as much then."""
+        self._monotonic += leap
+        self._streams.tick(self._monotonic)
+        if self._first_tick is None:
+            self._first_tick = self._monotonic
+        if self._since is not None and self._monotonic - self._first_tick > SILENCE:
+            self._since = float("-inf")  # what was sent before the start, whenever that was, is out of time
+
     def _time(self, sent: float, now: float) -> None:
         refusal = self._streams.refuse_time(sent, now)
-        if self._start is not None:
-            assert (refusal is Refusal.EXPIRED) == (now - sent > MAX_AGE)
-            assert (refusal is Refusal.BAD_TIME) == (sent - now > MAX_AHEAD)
-        assert refusal is not Refusal.BEFORE_START or (self._start is not None and sent < self._start)
-        assert self._start is not None or refusal is None
+        if self._since is None:
+            assert refusal is None
+        elif now - sent > MAX_AGE:
+            assert refusal is Refusal.EXPIRED
+        elif sent - now > MAX_AHEAD:
+            assert refusal is Refusal.BAD_TIME
+        else:
+            assert refusal is (Refusal.BEFORE_START if sent < self._since else None)
 
     def _judge(self, refusal: Refusal | None, given: Numbered, newest: int | None) -> None:
         origin, stream, number, *_ = given
@@ -129,7 +163,7 @@ class SequenceTarget(Target[Numbered]):
 
     def _is_over(self, heard: float) -> bool:
         """Whether all that an origin had said is out of time, so that it may begin anew."""
-        return self._start is not None and self._now - max(heard, self._start) > SILENCE
+        return self._since is not None and self._now - max(heard, self._since) > SILENCE
 
     def _goes_back(self, given: Numbered, before: Presence) -> bool:
         return given.stream < before.stream or (
@@ -156,10 +190,22 @@ class SequenceTarget(Target[Numbered]):
         fresh = self._streams if rng.random() < 0.5 else Streams(start=self._start)
         if fresh is not self._streams:
             self._seen.clear()
+            self._listen()
         fresh.restore(state)
         assert len(fresh.state()) <= FEW
         assert all(fresh.state().get(name, stream) >= stream for name, stream in state.items() if stream <= MAX_STREAM)
         self._streams = fresh
+
+    def _own(self, rng: Random) -> None:
+        """What the new process sends goes on above what the one before sent, unless the clock was far ahead then."""
+        own = OwnStream(self._now if rng.random() < 0.8 else None)
+        began, previous = own.stream, new_stream(self._now + (rng.random() * 4 - 2) * SET_BACK)
+        own.restore(previous)
+        ahead = stream_start(previous) - stream_start(began)
+        assert own.stream == began or (0 <= ahead < SET_BACK and own.stream > previous)
+        assert not began or own.stream > previous or ahead >= SET_BACK
+        assert [own.next(self._now) for _ in range(3)] == [1, 2, 3]
+        assert 0 < own.stream <= MAX_STREAM
 
 
 TARGETS: tuple[type[Target[Any]], ...] = (SequenceTarget,)

@@ -95,11 +95,10 @@ class _Client:
                 connection.pause_writing()
             elif self._rng.random() < 0.2:
                 connection.resume_writing()
+            if self._rng.random() < 0.03:
+                return self._make_room(stream)
         if self._rng.random() < 0.1:
-            connection.connection_lost(None)
-            self._finish_all()
-            assert split(stream)[: len(self.taken)] == self.taken
-            return bool(self.taken)
+            return self._lose(stream)
         connection.resume_writing()
         if not connection.eof_received():
             self._closed = True
@@ -111,6 +110,27 @@ class _Client:
         connection.connection_lost(None)
         assert not connection._buffer
         return bool(self.taken)
+
+    def _make_room(self, stream: bytes) -> bool:
+        """Other clients come: ours is closed with questions under way, and told of it a little later."""
+        self._connection.abort()
+        assert self._closed
+        written = len(self._written)
+        while self._later and self._rng.random() < 0.7:
+            self._go_on()
+        found = self._lose(stream)
+        assert len(self._written) == written
+        self._connection.abort()  # nothing comes of it any more
+        return found
+
+    def _lose(self, stream: bytes) -> bool:
+        self._connection.connection_lost(None)
+        taken = len(self.taken)
+        self._finish_all()
+        assert len(self.taken) == taken
+        assert split(stream)[:taken] == self.taken
+        assert not self._connection.under_way
+        return bool(taken)
 
     def _go_on(self) -> None:
         if self._later and self._rng.random() < 0.7:

@@ -200,6 +200,18 @@ def test_what_must_not_be_shared(lines: list[str], refusal: Refusal) -> None:
     assert limited(*lines) is refusal
 
 
+@pytest.mark.parametrize(("expiration", "ttl"), [(2, 1), (3, 2), (1, None)])
+def test_nothing_outlives_its_signature_by_a_fraction_of_a_second(expiration: int, ttl: int | None) -> None:
+    kept = limited(f"{WWW} 300 A 192.0.2.1", rrsig(WWW, "A", expiration=expiration), learned=NOW + 0.5)
+    assert kept is Refusal.RRSIG_EXPIRED if ttl is None else isinstance(kept, RRset) and kept.ttl == ttl
+
+
+def test_a_signature_is_not_taken_a_fraction_of_a_second_early() -> None:
+    lines = f"{WWW} 300 A 192.0.2.1", rrsig(WWW, "A", inception=1)
+    assert limited(*lines, learned=NOW + 0.5) is Refusal.RRSIG_NOT_YET_VALID
+    assert isinstance(limited(*lines, learned=NOW + 1), RRset)
+
+
 def test_inception_now_is_valid() -> None:
     assert isinstance(limited(f"{WWW} 300 A 192.0.2.1", rrsig(WWW, "A", inception=0)), RRset)
 

@@ -54,6 +54,14 @@ def test_ttls_count_from_when_it_was_learned() -> None:
     assert ahead[0].learned == NOW  # a clock that is ahead makes nothing live longer
 
 
+def test_no_answer_outlives_its_signature_by_a_fraction_of_a_second() -> None:
+    given = address("s.test.", signed=True, ttl=86400, age=0.5)  # signed until `NOW` + 9000
+    ((found,), refusals) = codec("beta").decode_all([(codec().encode([given], NOW)[0][0], ALPHA)], NOW)
+    assert not refusals
+    assert found.ttl == 9000
+    assert found.learned + found.ttl <= NOW + 9000
+
+
 @pytest.mark.parametrize("ahead", [0.0, 20.0, 299.0])
 @pytest.mark.parametrize("snapshot", [False, True])
 def test_an_answer_is_no_younger_because_its_senders_clock_is_ahead(ahead: float, snapshot: bool) -> None:

@@ -164,6 +164,15 @@ def test_what_a_previous_run_heard_counts_as_heard_until_it_is_out_of_time() -> 
     assert file.take("a", FIRST, 1, NOW + 10 * SILENT) is Refusal.OLD_STREAM
 
 
+def test_what_a_previous_run_heard_is_out_of_time_when_before_start_ends() -> None:
+    streams = Streams(start=NOW + 10 * SILENT)  # a clock that was ahead when we began, and was set right
+    streams.restore({"a": SECOND})
+    streams.tick(0.0)
+    assert streams.take("a", FIRST, 8, NOW) is Refusal.OLD_STREAM
+    streams.tick(SILENT)
+    assert streams.take("a", FIRST, 8, NOW + SILENT) is None
+
+
 def test_the_newest_stream_outlives_the_process() -> None:
     kept = heard(5, stream=SECOND).state()
     streams = Streams(start=NOW)

@@ -212,3 +212,10 @@ def test_a_wildcard_expansion_lives_as_long_as_its_signature_says(original: int,
     sigs = signature("a.b.example.", "A", labels=1, ttl=original)
     kept = limit_locally(rrset("a.b.example.", "A", 300, b"\1\2\3\4", sigs=sigs), NOW, 86400)
     assert (None if kept is None else kept.ttl) == left
+
+
+def test_a_wildcard_expansion_outlives_its_signature_by_no_fraction_of_a_second() -> None:
+    sigs = signature("a.b.example.", "A", labels=1)  # valid until 1,830,000,000
+    kept = limit_locally(rrset("a.b.example.", "A", 300, b"\1\2\3\4", sigs=sigs), 1_829_999_990.5, 86400)
+    assert kept is not None
+    assert kept.ttl == 9
