@@ -10,7 +10,7 @@ to the garbage collector, and storing one costs no more than packing a header. I
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from weakref import ref
 from zlib import crc32
 
@@ -77,6 +77,8 @@ _MARKS = 0x3FFFF
 that most other RRsets need no look-up of a CNAME."""
 _CNAME = rrtypes.CNAME.to_bytes(2, "big")
 _BETTER_KNOWN = Refusal.BETTER_KNOWN
+Observer = Callable[[Iterable[Answer], Sequence[Refusal | None], float], None]
+"""Told of what was put, what became of each, and when, after the fact; must not raise or put anything itself."""
 
 
 class _Shard:
@@ -111,6 +113,7 @@ class Cache:
         self._next_sweep = 0
         self._readers: list[ref[OrderedDict[bytes, None]]] = []
         """Keys that were used while somebody reads. Weak: a compiled generator that is dropped runs no `finally`."""
+        self.observer: Observer | None = None
         self.generation = 0
         """Raised by every flush, so that work begun before it can see that it is late."""
         self.hits = self.misses = self.stored = self.renewed = self.evicted = self.expired = 0
@@ -128,6 +131,7 @@ class Cache:
     def put_all(self, answers: Iterable[Answer], now: float, *, own_use: bool = False) -> list[Refusal | None]:
         """`put` for each of many answers."""
         outcomes: list[Refusal | None] = []
+        answers = answers if self.observer is None else list(answers)
         now_ms = int(now * 1000)
         seed, shards, mask, marks = self._seed, self._shards, self._mask, self._alias_marks
         most, most_bytes, all_before = self._generation_entries, self._generation_bytes, self._flushes.all_before
@@ -183,6 +187,8 @@ class Cache:
                 stored += 1
                 self.stored += 1
             outcomes.append(None if stored > before else refusal)
+        if self.observer is not None:
+            self.observer(answers, outcomes, now)
         return outcomes
 
     def _provenance(self, answer: Answer, own_use: bool) -> tuple[bool, int, int, int, int]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from cachebus.config.section import MAX_NAMES, Section
+from cachebus.config.shim_swild import Swild
 from cachebus.config.values import Duration, ListenAddress, Network, OrText, SocketAddress, parse_address
 
 DO53_PORT = 53
@@ -55,3 +56,5 @@ class Shim(Section):
     """Client questions that may wait for an upstream; one more gets SERVFAIL at once."""
     timeout: Duration = Field(default=4.5, ge=0.1, le=60)
     """Time for one question, all tries together: 0.1 to 60 seconds."""
+    swild: Swild = Field(default_factory=Swild)
+    """Wildcards on intermediate nameservers."""

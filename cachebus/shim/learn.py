@@ -6,19 +6,20 @@ for also goes to `learned`, whose owner publishes it. Knows no socket; `now` is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.cache import Cache
-from cachebus.filters.chain import limit
+from cachebus.filters.chain import DEFAULT_SWILD, limit
 from cachebus.filters.settings import JudgeSettings
-from cachebus.filters.upstream import UpstreamTrust, judge_upstream
+from cachebus.filters.upstream import UpstreamTrust, upstream_answers
 from cachebus.shim.forward import FoundChain, read_chain
 from cachebus.shim.lookup import NOT_AN_RRSET, is_wildcard_expansion
 from cachebus.shim.settings import UpstreamSettings
+from cachebus.shim.swild_owners import Swilds
 from cachebus.shim.upstream import Reply
 from cachebus.wire import rrtypes
-from cachebus.wire.message import AD, MAX_TTL, NOERROR, NXDOMAIN, Message, records, rrsig_fields
+from cachebus.wire.message import AA, AD, MAX_TTL, NOERROR, NXDOMAIN, Message, records, rrsig_fields
 from cachebus.wire.name import is_at_or_below
 
 MAX_NEGATIVE_TTL = 3 * 3600
@@ -31,10 +32,24 @@ Learned = Callable[[Answer], object]
 class Learner:
     """Takes each good reply to a CD=0 question, once."""
 
-    def __init__(self, node: str, cache: Cache, learned: Learned, *, infrastructure: bool, max_ttl: int) -> None:
+    def __init__(
+        self,
+        node: str,
+        cache: Cache,
+        learned: Learned,
+        *,
+        infrastructure: bool,
+        max_ttl: int,
+        swild_type: int = DEFAULT_SWILD,
+        swilds: Swilds | None = None,
+    ) -> None:
+        """`swilds`: told of each reply, for the SWILDs beside its answer; None where SWILD is switched off."""
         self._node = node
         self._cache = cache
-        self._rules = JudgeSettings(name="shim", node=node, infrastructure=infrastructure, max_ttl=max_ttl)
+        self._rules = JudgeSettings(
+            name="shim", node=node, infrastructure=infrastructure, max_ttl=max_ttl, swild=swild_type
+        )
+        self._swilds = swilds
         self._max_ttl = max_ttl
         self._learned = learned
         self.shared = 0
@@ -48,17 +63,21 @@ class Learner:
         In this order, because whoever shares it wants to know whether it was in the cache before.
         """
         query, response = reply.exchange
-        verdict = judge_upstream(query, response, trust=_trust(reply.upstream.settings), now=now, settings=self._rules)
-        shared: Answer | None = None
+        trust = _trust(reply.upstream.settings)
+        verdict = upstream_answers(query, response, trust=trust, now=now, settings=self._rules)
+        shared: list[Answer] = []
         if isinstance(verdict, Refusal):
             self.not_shared[verdict] = self.not_shared.get(verdict, 0) + 1
         else:
             shared = verdict
-            self.shared += 1
-            self._learned(shared)
+            for answer in shared:
+                self.shared += 1
+                self._learned(answer)
         self._keep(qname, qtype, reply, shared, now)
+        if self._swilds is not None:
+            self._swilds.look_at(reply.message, now, trusted=_is_trusted(reply, trust))
 
-    def _keep(self, qname: bytes, qtype: int, reply: Reply, shared: Answer | None, now: float) -> None:
+    def _keep(self, qname: bytes, qtype: int, reply: Reply, shared: Sequence[Answer], now: float) -> None:
         message = reply.message
         found = read_chain(message, qname, qtype)
         if isinstance(found, Refusal):
@@ -69,7 +88,7 @@ class Learner:
             self._keep_denial(found.target or qname, qtype, message, now)
 
     def _keep_chain(
-        self, qname: bytes, qtype: int, found: FoundChain, reply: Reply, shared: Answer | None, now: float
+        self, qname: bytes, qtype: int, found: FoundChain, reply: Reply, shared: Sequence[Answer], now: float
     ) -> None:
         wanted = without_synthesised(found.rrsets)
         rrsets = [kept for rrset in wanted if (kept := limit_locally(rrset, now, self._max_ttl)) is not None]
@@ -82,7 +101,7 @@ class Learner:
             self._put(rrset.owner, rrset.type, (rrset,), reply, shared, now)
 
     def _put(
-        self, qname: bytes, qtype: int, rrsets: tuple[RRset, ...], reply: Reply, shared: Answer | None, now: float
+        self, qname: bytes, qtype: int, rrsets: tuple[RRset, ...], reply: Reply, shared: Sequence[Answer], now: float
     ) -> None:
         evidence = _evidence(reply, rrsets)
         validating = reply.upstream.settings.validating
@@ -119,11 +138,16 @@ def _evidence(reply: Reply, rrsets: tuple[RRset, ...]) -> Evidence:
     return Evidence.AUTHORITATIVE if settings.authoritative else Evidence.CONFIRMED
 
 
-def _is_part(answer: Answer, shared: Answer | None) -> bool:
-    """Whether all of an answer is in the one that may be shared, whose evidence is as good."""
-    if shared is None or answer.evidence > shared.evidence:
-        return False
-    may_be = {(rrset.owner, rrset.type) for rrset in shared.rrsets}
+def _is_trusted(reply: Reply, trust: UpstreamTrust) -> bool:
+    """Whether a reply proves what it says beside its answer: by AA=1 of an authoritative server, or by AD=1."""
+    if trust is UpstreamTrust.AUTHORITATIVE:
+        return bool(reply.message.flags & AA)
+    return trust is UpstreamTrust.VALIDATING and bool(reply.message.flags & AD)
+
+
+def _is_part(answer: Answer, shared: Sequence[Answer]) -> bool:
+    """Whether all of an answer is in what may be shared, whose evidence is as good."""
+    may_be = {(rrset.owner, rrset.type) for one in shared if one.evidence >= answer.evidence for rrset in one.rrsets}
     return all((rrset.owner, rrset.type) in may_be for rrset in answer.rrsets)
 
 
