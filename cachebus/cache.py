@@ -130,8 +130,15 @@ class Cache:
 
     def put_all(self, answers: Iterable[Answer], now: float, *, own_use: bool = False) -> list[Refusal | None]:
         """`put` for each of many answers."""
+        if self.observer is None:
+            return self._put_all(answers, now, own_use)
+        answers = list(answers)
+        outcomes = self._put_all(answers, now, own_use)
+        self.observer(answers, outcomes, now)
+        return outcomes
+
+    def _put_all(self, answers: Iterable[Answer], now: float, own_use: bool) -> list[Refusal | None]:
         outcomes: list[Refusal | None] = []
-        answers = answers if self.observer is None else list(answers)
         now_ms = int(now * 1000)
         seed, shards, mask, marks = self._seed, self._shards, self._mask, self._alias_marks
         most, most_bytes, all_before = self._generation_entries, self._generation_bytes, self._flushes.all_before
@@ -187,8 +194,6 @@ class Cache:
                 stored += 1
                 self.stored += 1
             outcomes.append(None if stored > before else refusal)
-        if self.observer is not None:
-            self.observer(answers, outcomes, now)
         return outcomes
 
     def _provenance(self, answer: Answer, own_use: bool) -> tuple[bool, int, int, int, int]:

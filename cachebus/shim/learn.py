@@ -73,6 +73,8 @@ class Learner:
             for answer in shared:
                 self.shared += 1
                 self._learned(answer)
+                if answer.qtype == self._rules.swild and answer.qname != qname:  # not on the chain that is kept below
+                    self._cache.put(answer, now)
         self._keep(qname, qtype, reply, shared, now)
         if self._swilds is not None:
             self._swilds.look_at(reply.message, now, trusted=_is_trusted(reply, trust))
