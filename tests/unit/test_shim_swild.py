@@ -210,8 +210,8 @@ async def test_case_12_signatures_that_cannot_be() -> None:
 async def test_case_13_the_closest_owner_of_nested_ones() -> None:
     inner = ("_.a.foo.com. 3600 IN A 192.0.2.3", "*.a.foo.com. 300 IN CNAME _.a.foo.com.", *swild("a.foo.com."))
     async with swild_bed(Authority(*FOO, *BAR, *inner, asides=swild())) as bed:
-        await bed.learn()
         await bed.ask("a.foo.com.", SWILD)
+        await bed.learn()
         assert (await bed.ask("x.a.foo.com."))[1] == ["x.a.foo.com. A"], "the outer one does not stand in for it"
         reply, asked = await bed.ask("k.a.foo.com.")
         assert texts(reply.answer) == ["k.a.foo.com. 300 IN CNAME _.a.foo.com.", "_.a.foo.com. 3600 IN A 192.0.2.3"]
