@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import dns.message
 import pytest
 
 from cachebus.answer import Evidence
@@ -11,15 +12,15 @@ from cachebus.cache import Cache
 from cachebus.errors import ConfigError
 from cachebus.filters.swild import SwildRefusal, branch, common_owner, swild_target
 from cachebus.presentation import name_from_text
-from cachebus.shim import Shim, UpstreamSettings, swild_owners
+from cachebus.shim import Shim, swild_owners
 from cachebus.shim.lookup import CacheStage, Found, LookupOrder
-from cachebus.shim.query import Ede, Edns, Query, Response
+from cachebus.shim.query import Channel, Ede, Edns, Query, Response
 from cachebus.shim.reply import compose_reply
 from cachebus.shim.swild import SwildStage
 from cachebus.shim.swild_owners import Include, Recent, Swilds, SwildSettings
 from cachebus.testing import ManualClock
 from cachebus.wire.message import NOERROR, NXDOMAIN, RD, parse, question_section
-from tests.unit.shim_bed import ask, bus_answer, rrset, settings, signature, texts, until
+from tests.unit.shim_bed import ScriptedUpstream, ask, bus_answer, rrset, settings, signature, texts, until
 from tests.unit.swild_bed import BAR, CAP_OFF, FOO, NOW, SWILD, Authority, chain, swild, swild_bed
 
 ADDRESS = bytes((192, 0, 2, 1))
@@ -565,9 +566,18 @@ async def test_the_next_forwarder_learns_it_from_a_response(include: Include) ->
     async with swild_bed(include=include) as bed:
         await bed.learn()
         bed.at(1)
+
+        def without_dnssec(query: dns.message.Message, stream: bool) -> bytes:
+            query.use_edns(-1)  # whoever asks with DO=1 is given nothing that was made up
+            reply = bed.shim._service.handle(query.to_wire(), "127.0.0.1", Channel.UDP)
+            assert isinstance(reply, bytes)
+            return reply
+
         options = SwildSettings(zones=frozenset({b"\0"}), include=include)
-        behind = settings(UpstreamSettings(address=bed.shim.endpoints[0]), swild=options)
-        async with Shim(behind, Cache("behind"), lambda answer: None, bed.clock) as shim:
+        async with (
+            ScriptedUpstream(without_dnssec) as between,
+            Shim(settings(between, swild=options), Cache("behind"), lambda answer: None, bed.clock) as shim,
+        ):
             await ask(shim.endpoints[0], "one.foo.com.")
             await until(lambda: shim.statistics()["swild_owners"])
             queries = shim.statistics()["upstream_queries"]
