@@ -25,11 +25,11 @@ SAVED_BITS = 1 << 20
 """Names of synthesised answers are told apart by so many bits, 128 KiB: of 10,000 names 50 are taken for others."""
 
 _PROBED = (
-    0, rrtypes.NS, rrtypes.DNAME, rrtypes.A, rrtypes.AAAA, rrtypes.TXT, rrtypes.MX, rrtypes.SRV, rrtypes.HTTPS,
-    rrtypes.SVCB, rrtypes.SOA, rrtypes.DS, rrtypes.PTR, rrtypes.NAPTR, 257,
+    0, rrtypes.A, rrtypes.AAAA, rrtypes.NS, rrtypes.DNAME, rrtypes.TXT, rrtypes.MX, rrtypes.SRV, rrtypes.HTTPS,
+    rrtypes.DS, rrtypes.SOA,
 )  # fmt: skip
-"""Types under which a name that exists beside the wildcard is likely to be cached; 0 is NXDOMAIN, 257 CAA. Such data
-may be older than the SWILD; of what comes later `Swilds.is_existing` knows every type."""
+"""Types under which a name that exists beside the wildcard is likely to be cached; 0 is NXDOMAIN. Such data may be
+older than the SWILD; of what comes later `Swilds.is_existing` knows every type."""
 _NOT_ALIASED = rrtypes.INFRASTRUCTURE | rrtypes.NEVER_SHARED - {rrtypes.ANY}
 """Types that belong to a zone or its signatures, and meta types: nothing is made up for them."""
 _LOOP = Response(SERVFAIL, errors=((Ede.OTHER, "the CNAME chain of a wildcard loops or is too long"),))

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cachebus.config import Config, ConfigErrors, loads, models, shim, transports
+from cachebus.config import Config, ConfigErrors, loads, models, shim, shim_swild, transports
 from cachebus.config.document import MAX_DEPTH, MAX_NODES, Document, natural, parse
 from cachebus.config.problems import Problem
 from tests.fuzz.harness import Part, Target
@@ -50,6 +50,7 @@ SECTIONS = (
     "share: {min_ttl: 1d, max_ttl: 1h}\n",
     "share: {min_ttl: 1m, second_sighting: 10m, allow: [test], deny: [x.example], rate: {node: 10}, private_names: never}\n",
     "cache: {max_entries: 5000, max_bytes: 64MiB}\n",
+    'shim: {listen: ["127.0.0.1:53"], swild: {zones: [".", "a.b."], type: 65280, ttl_cap: 1h, include: "off", discover: false}}\n',
     'shim: {listen: ["127.0.0.1:53"], upstreams: ["127.0.0.1:5335", {address: "::1", validating: true, tls_name: a.b}]}\n',
     'admin: {socket: /run/cachebus/api.sock, http: "127.0.0.1:9853"}\n',
     'admin: {http: "0.0.0.0:80", http_beyond_loopback: true}\ncluster: home\n',
@@ -79,7 +80,7 @@ SECTIONS = (
 TYPES = frozenset({"udp", "vendor", "multicast", "mqtt", "zeromq", "tcp", "quic"})
 MODELS: tuple[type[BaseModel], ...] = (
     models.Config, models.Key, models.DnstapSource, models.StreamSource, models.FileSource, models.ServerTls,
-    models.UnboundSink, models.CallbackSink, models.Share, models.Rate, models.Cache, shim.Shim, shim.Upstream,
+    models.UnboundSink, models.CallbackSink, models.Share, models.Rate, models.Cache, shim.Shim, shim.Upstream, shim_swild.Swild,
     models.Admin, models.Snapshot, transports.Transport, transports.Accept, transports.Flush, transports.Peer, transports.TransportTls,
     transports.Curve, *transports.OPTIONS.values(),
 )  # fmt: skip
