@@ -19,7 +19,7 @@ from cachebus.shim.settings import UpstreamSettings
 from cachebus.shim.swild_owners import Swilds
 from cachebus.shim.upstream import Reply
 from cachebus.wire import rrtypes
-from cachebus.wire.message import AA, AD, MAX_TTL, NOERROR, NXDOMAIN, Message, records, rrsig_fields
+from cachebus.wire.message import AD, MAX_TTL, NOERROR, NXDOMAIN, Message, records, rrsig_fields
 from cachebus.wire.name import is_at_or_below
 
 MAX_NEGATIVE_TTL = 3 * 3600
@@ -69,7 +69,7 @@ class Learner:
         if isinstance(verdict, Refusal):
             self.not_shared[verdict] = self.not_shared.get(verdict, 0) + 1
         else:
-            shared = verdict
+            shared = verdict if self._swilds is None else self._capped(verdict)
             for answer in shared:
                 self.shared += 1
                 self._learned(answer)
@@ -77,7 +77,16 @@ class Learner:
                     self._cache.put(answer, now)
         self._keep(qname, qtype, reply, shared, now)
         if self._swilds is not None:
-            self._swilds.look_at(reply.message, now, trusted=_is_trusted(reply, trust))
+            told = reply.upstream.settings
+            self._swilds.look_at(reply.message, now, authoritative=told.authoritative, validating=told.validating)
+
+    def _capped(self, answers: Iterable[Answer]) -> list[Answer]:
+        assert self._swilds is not None
+        cap = self._swilds.capped
+        return [
+            answer._replace(rrsets=tuple(map(cap, answer.rrsets))) if answer.qtype == self._rules.swild else answer
+            for answer in answers
+        ]
 
     def _keep(self, qname: bytes, qtype: int, reply: Reply, shared: Sequence[Answer], now: float) -> None:
         message = reply.message
@@ -93,6 +102,8 @@ class Learner:
         self, qname: bytes, qtype: int, found: FoundChain, reply: Reply, shared: Sequence[Answer], now: float
     ) -> None:
         wanted = without_synthesised(found.rrsets)
+        if self._swilds is not None and qtype == self._rules.swild:
+            wanted = [self._swilds.capped(rrset) for rrset in wanted]
         rrsets = [kept for rrset in wanted if (kept := limit_locally(rrset, now, self._max_ttl)) is not None]
         if not rrsets:
             return
@@ -138,13 +149,6 @@ def _evidence(reply: Reply, rrsets: tuple[RRset, ...]) -> Evidence:
     if settings.validating and reply.message.flags & AD and all(rrset.sigs for rrset in rrsets):
         return Evidence.VALIDATED
     return Evidence.AUTHORITATIVE if settings.authoritative else Evidence.CONFIRMED
-
-
-def _is_trusted(reply: Reply, trust: UpstreamTrust) -> bool:
-    """Whether a reply proves what it says beside its answer: by AA=1 of an authoritative server, or by AD=1."""
-    if trust is UpstreamTrust.AUTHORITATIVE:
-        return bool(reply.message.flags & AA)
-    return trust is UpstreamTrust.VALIDATING and bool(reply.message.flags & AD)
 
 
 def _is_part(answer: Answer, shared: Sequence[Answer]) -> bool:

@@ -20,7 +20,7 @@ from cachebus.filters.chain import DEFAULT_SWILD, limit
 from cachebus.filters.swild import SwildRefusal, branch, common_owner, swild_target
 from cachebus.filters.upstream import zone_of
 from cachebus.wire import rrtypes
-from cachebus.wire.message import Message, cname_target, records, rrsig_fields
+from cachebus.wire.message import AD, Message, cname_target, records, rrsig_fields
 from cachebus.wire.name import ancestors, is_at_or_below, parent
 
 PRIVATE_TYPES = range(65280, 65535)
@@ -318,17 +318,25 @@ class Swilds:
 
     # What was beside an upstream's answer
 
-    def look_at(self, message: Message, now: float, *, trusted: bool) -> None:
+    def capped(self, rrset: RRset) -> RRset:
+        """A SWILD learned here, with the TTL that the cap leaves it: so it ends for all nodes at once, and when one of
+        them has learned it again, that is news to the others."""
+        cap = self.settings.ttl_cap
+        return rrset._replace(ttl=cap) if rrset.type == self._type and rrset.ttl > cap else rrset
+
+    def look_at(self, message: Message, now: float, *, authoritative: bool, validating: bool) -> None:
         """Count the SWILDs of an upstream's reply that are not taken, and ask for those that are only hearsay.
 
-        `trusted`: the reply is that of an authoritative server, or said AD=1; what it says above the question, in the
-        zone that answered, is in the cache already.
+        What an authoritative server says above the question, in the zone that answered, is in the cache already, and
+        so is what a validating upstream gave with RRSIGs and AD=1.
         """
+        authentic = validating and bool(message.flags & AD)
         if message.other_class:
             self._refuse(SwildRefusal.CLASS)
         for section in (message.answer, message.additional):
             for rrset in section:
                 if rrset.type == self._type:
+                    trusted = authoritative or (authentic and bool(rrset.sigs))
                     self._look_at(rrset, message, now, trusted=trusted and section is message.answer)
 
     def _look_at(self, rrset: RRset, message: Message, now: float, *, trusted: bool) -> None:

@@ -47,6 +47,7 @@ class Authority(ScriptedUpstream):
         self.asides = list(asides)
         self.asked: list[str] = []
         self.aa = aa
+        self.ad = False
         self.authority: list[str] = []
         """Goes into the authority section of positive answers."""
         self.load(*lines)
@@ -76,7 +77,7 @@ class Authority(ScriptedUpstream):
             query,
             records(*answer, *self.asides) if answer or self.asides else (),
             authority=records(*authority) if authority else (),
-            flags=dns.flags.AA if self.aa else 0,
+            flags=(dns.flags.AA if self.aa else 0) | (dns.flags.AD if self.ad else 0),
             rcode=rcode,
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 import dns.message
 import pytest
 
-from cachebus.answer import Evidence
+from cachebus.answer import Answer, Evidence
 from cachebus.cache import Cache
 from cachebus.errors import ConfigError
 from cachebus.filters.swild import SwildRefusal, branch, common_owner, swild_target
@@ -438,6 +438,28 @@ def test_the_cap_bounds_the_alias_and_the_swild() -> None:
     assert 700 <= response.answer[1].ttl <= 800, "the chain keeps its own"
     lab.clock.advance(100)
     assert lab.ask() is None
+
+
+async def test_what_is_learned_here_is_kept_and_shared_for_no_longer_than_the_cap() -> None:
+    learned: list[Answer] = []
+    async with swild_bed(ttl_cap=1000, learned=learned.append) as bed:
+        await bed.learn()
+        bed.at(900)
+        reply, _ = await bed.ask("foo.com.", SWILD)
+        assert texts(reply.answer) == swild(ttl=100)
+        bed.at(1001)
+        assert (await bed.ask("yyy.foo.com."))[1] == ["yyy.foo.com. A"]
+        await bed.ask("foo.com.", SWILD)
+    assert [answer.ttl for answer in learned if answer.type == SWILD] == [1000, 1000]
+
+
+async def test_one_without_signatures_is_hearsay_even_beside_a_validated_answer() -> None:
+    authority = Authority(*FOO, *BAR, *swild(), asides=swild(), aa=False)
+    authority.ad = True
+    async with swild_bed(authority, authoritative=False, validating=True) as bed:
+        await bed.ask("xxx.foo.com.")
+        assert bed.count("swild_refused_hearsay") == 1
+        assert bed.count("swild_owners") == 0
 
 
 def test_a_peers_renewal_prolongs_and_an_answer_does_not(lab: Lab) -> None:
