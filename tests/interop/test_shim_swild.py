@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import random
 import select
 import socket
@@ -96,29 +98,27 @@ def flood(server: Endpoint, names: Iterable[str]) -> dict[str, bytes]:
         number: number.to_bytes(2, "big") + b"\1\0\0\1\0\0\0\0\0\0" + name_from_text(name) + b"\0\1\0\1"
         for number, name in todo.items()
     }
-    waiting: dict[int, float] = {}
+    waiting: set[int] = set()
     replies: dict[str, bytes] = {}
-    order = iter(list(queries))
-    deadline = time.monotonic() + 30
+    order = iter(queries)
+    deadline = time.monotonic() + 60
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.connect(server)
         udp.setblocking(False)
         while len(replies) < len(todo) and time.monotonic() < deadline:
-            now = time.monotonic()
-            while len(waiting) < WINDOW and (number := next(order, None)) is not None:
-                waiting[number] = now
+            for number in itertools.islice(order, WINDOW - len(waiting)):
+                waiting.add(number)
                 udp.send(queries[number])
-            for number, sent in waiting.items():
-                if now - sent > RETRY_AFTER:
-                    waiting[number] = now
+            if not select.select([udp], [], [], RETRY_AFTER)[0]:
+                for number in waiting:
                     udp.send(queries[number])
-            while select.select([udp], [], [], 0.0 if len(waiting) < WINDOW else 0.01)[0]:
-                reply = udp.recv(4096)
-                number = int.from_bytes(reply[:2], "big")
-                if waiting.pop(number, None) is not None:
+                continue
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    reply = udp.recv(4096)
+                    number = int.from_bytes(reply[:2], "big")
+                    waiting.discard(number)
                     replies[todo[number]] = reply
-                if len(waiting) < WINDOW // 2:
-                    break
     return replies
 
 
