@@ -18,8 +18,10 @@ from cachebus.answer import Evidence
 from cachebus.config import Config, models
 from cachebus.config.shim import Shim, Upstream
 from cachebus.config.shim_local import ListError
+from cachebus.config.shim_swild import Swild
 from cachebus.errors import ConfigError, FrameError
 from cachebus.filters.cached import CacheJudge
+from cachebus.filters.chain import DEFAULT_SWILD
 from cachebus.filters.noise import Noise, NoiseSettings
 from cachebus.filters.policy import Policy, PolicySettings
 from cachebus.filters.settings import JudgeSettings, Pairing, ResolverFrames
@@ -32,6 +34,7 @@ from cachebus.shim.block_lists import Format as ListFormat
 from cachebus.shim.local_settings import BlockList, LocalSettings
 from cachebus.shim.query import Ede
 from cachebus.shim.settings import LOOPBACK, Choice, ShimSettings, UpstreamSettings
+from cachebus.shim.swild_owners import Include, SwildSettings
 from cachebus.sinks.callback import CallbackSink
 from cachebus.sinks.unbound import DEFAULT_RATE, Refill, UnboundSink
 from cachebus.snapshot.service import SnapshotSettings
@@ -108,6 +111,7 @@ def make_judge_settings(config: Config, name: str, source: models.Source) -> Jud
         validating=source.validating,
         infrastructure=config.share.infrastructure,
         max_ttl=config.share.max_ttl,
+        swild=swild_type(config),
     )
     if not isinstance(source, models.DnstapEvidence):
         return settings
@@ -231,12 +235,17 @@ def make_owner(config: Config) -> Owner:
 
 
 def policy_hash(config: Config) -> str:
-    """Hash of the settings that the draft wants alike in a network: what is trusted, and what of private names.
+    """Hash of the settings that the draft wants alike in a network: what is trusted, what of private names, which type
+    SWILD is. Whether a node makes anything of a SWILD is its own affair.
 
     Only compared, so its first 64 bits are enough.
     """
     trusted = sorted({level for source in config.sources.values() for level in source.trust})
-    words = [f"trust {' '.join(level.text for level in trusted)}", f"private_names {config.share.private_names.value}"]
+    words = [
+        f"trust {' '.join(level.text for level in trusted)}",
+        f"private_names {config.share.private_names.value}",
+        f"swild {swild_type(config)}",
+    ]
     return sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
@@ -278,6 +287,22 @@ def make_snapshot_settings(config: Config) -> SnapshotSettings:
     )
 
 
+def swild_type(config: Config) -> int:
+    """The type code of SWILD, for every part of the node; the default where there is no shim."""
+    return DEFAULT_SWILD if config.shim is None else config.shim.swild.type
+
+
+def make_swild_settings(section: Swild) -> SwildSettings:
+    """The shim's `swild` section."""
+    return SwildSettings(
+        type=section.type,
+        zones=frozenset(section.zones),
+        ttl_cap=section.ttl_cap,
+        include=Include(section.include.value),
+        discover=section.discover,
+    )
+
+
 def make_shim_settings(config: Config) -> ShimSettings | None:
     """What the shim takes; None without a `shim` section."""
     shim = config.shim
@@ -293,6 +318,7 @@ def make_shim_settings(config: Config) -> ShimSettings | None:
         max_in_flight=shim.max_in_flight,
         timeout=shim.timeout,
         refresh=bool(config.transports),
+        swild=make_swild_settings(shim.swild),
         infrastructure=config.share.infrastructure,
         max_ttl=config.share.max_ttl,
         local=make_local_settings(shim),

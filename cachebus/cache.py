@@ -10,7 +10,7 @@ to the garbage collector, and storing one costs no more than packing a header. I
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 from weakref import ref
 from zlib import crc32
@@ -86,6 +86,8 @@ _MARKS: Final = 0x3FFFF
 that most other RRsets need no look-up of a CNAME."""
 _CNAME = rrtypes.CNAME.to_bytes(2, "big")
 _BETTER_KNOWN: Final = Refusal.BETTER_KNOWN
+Observer = Callable[[Iterable[Answer], Sequence[Refusal | None], float], None]
+"""Told of what was put, what became of each, and when, after the fact; must not raise or put anything itself."""
 
 
 class _Shard:
@@ -120,6 +122,7 @@ class Cache:
         self._next_sweep = 0
         self._readers: list[ref[OrderedDict[bytes, None]]] = []
         """Keys that were used while somebody reads. Weak: a compiled generator that is dropped runs no `finally`."""
+        self.observer: Observer | None = None
         self.generation = 0
         """Raised by every flush, so that work begun before it can see that it is late."""
         self.hits = self.misses = self.stored = self.renewed = self.evicted = self.expired = 0
@@ -136,6 +139,14 @@ class Cache:
 
     def put_all(self, answers: Iterable[Answer], now: float, *, own_use: bool = False) -> list[Refusal | None]:
         """`put` for each of many answers."""
+        if self.observer is None:
+            return self._put_all(answers, now, own_use)
+        answers = list(answers)
+        outcomes = self._put_all(answers, now, own_use)
+        self.observer(answers, outcomes, now)
+        return outcomes
+
+    def _put_all(self, answers: Iterable[Answer], now: float, own_use: bool) -> list[Refusal | None]:
         outcomes: list[Refusal | None] = []
         now_ms: i64 = int(now * 1000)
         seed, shards, mask, marks = self._seed, self._shards, self._mask, self._alias_marks

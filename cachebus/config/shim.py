@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from cachebus.config.section import MAX_NAMES, Section
 from cachebus.config.shim_local import BlockList, LocalData
+from cachebus.config.shim_swild import Swild
 from cachebus.config.values import Duration, File, Label, ListenAddress, Network, OrText, SocketAddress, parse_address
 
 DO53_PORT = 53
@@ -122,3 +123,5 @@ class Shim(Section):
     """What the shim answers by itself, before everything else."""
     block_lists: Mapping[Label, BlockList] = Field(default_factory=dict, max_length=MAX_NAMES)
     """Files of names that are not answered as the DNS would, by a name of yours."""
+    swild: Swild = Field(default_factory=Swild)
+    """Wildcards on intermediate nameservers."""

@@ -12,9 +12,12 @@ from enum import Enum
 from cachebus.answer import Answer, Evidence, Refusal
 from cachebus.errors import MessageError
 from cachebus.filters.chain import Link, chain_from, flatten, limit_chain, signed
+from cachebus.filters.direct import alone, swild_links
 from cachebus.filters.form import header_refusal, question_bytes, question_refusal
 from cachebus.filters.settings import JudgeSettings
+from cachebus.wire import rrtypes
 from cachebus.wire.message import AA, AD, CD, HEADER_LENGTH, Message, parse
+from cachebus.wire.name import is_at_or_below
 
 
 class UpstreamTrust(Enum):
@@ -37,10 +40,69 @@ def judge_upstream(
     over every RRset; an AD=0 answer is `NOT_VALIDATED`, and a TTL at or below `settings.stale_ttl` is `STALE`, because
     that is how stale answers come. Whole answers only.
     """
+    message = _message(query, response, trust=trust, settings=settings)
+    if isinstance(message, Refusal):
+        return message
+    chain = chain_from(message.answer, message.qname, message.qtype)
+    if isinstance(chain, Refusal):
+        return chain
+    if not chain.complete:
+        return Refusal.NO_ANSWER
+    links = limit_chain(chain.links, now, max_ttl=settings.max_ttl)
+    if isinstance(links, Refusal):
+        return links
+    return _answer(message, message.qname, message.qtype, links, trust=trust, now=now, settings=settings)
+
+
+def upstream_answers(
+    query: bytes, response: bytes, *, trust: UpstreamTrust, now: float, settings: JudgeSettings
+) -> list[Answer] | Refusal:
+    """Everything that `response` says and that may be shared, by the rules of `judge_upstream`, or why nothing may.
+
+    The whole answer, or the RRsets of a chain that stops early under their own names, for the shim asks on for its end;
+    SWILD RRsets above the question, in the zone whose servers answered, as answers of their own.
+    """
+    message = _message(query, response, trust=trust, settings=settings)
+    if isinstance(message, Refusal):
+        return message
+    chain = chain_from(message.answer, message.qname, message.qtype)
+    links = chain if isinstance(chain, Refusal) else limit_chain(chain.links, now, max_ttl=settings.max_ttl)
+    found: list[tuple[bytes, int, tuple[Link, ...]]] = []
+    refusal: Refusal | None = None
+    if isinstance(links, Refusal):
+        refusal = links
+    elif not isinstance(chain, Refusal) and chain.complete:
+        found = [(message.qname, message.qtype, links)]
+    else:
+        refusal = Refusal.NO_ANSWER
+        found = list(alone(links))
+    for link in swild_links(message, zone_of(message), now, settings):
+        found.append((link.rrset.owner, link.rrset.type, (link,)))
+    answers: list[Answer] = []
+    for qname, qtype, kept in found:
+        answer = _answer(message, qname, qtype, kept, trust=trust, now=now, settings=settings)
+        if isinstance(answer, Answer):
+            answers.append(answer)
+        else:
+            refusal = answer
+    return answers or refusal or Refusal.NO_ANSWER
+
+
+def zone_of(message: Message) -> bytes:
+    """The lowest zone whose apex the authority section names at or above the question; the root where it names none."""
+    apexes = [
+        rrset.owner
+        for rrset in message.authority
+        if rrset.type in (rrtypes.NS, rrtypes.SOA) and is_at_or_below(message.qname, rrset.owner)
+    ]
+    return max(apexes, key=len, default=b"\0")
+
+
+def _message(query: bytes, response: bytes, *, trust: UpstreamTrust, settings: JudgeSettings) -> Message | Refusal:
+    """The response, where its form lets it count for anything."""
     if trust is UpstreamTrust.NONE:
         return Refusal.EVIDENCE_TOO_WEAK
-    authoritative = trust is UpstreamTrust.AUTHORITATIVE
-    refusal = header_refusal(response, authoritative=authoritative)
+    refusal = header_refusal(response, authoritative=trust is UpstreamTrust.AUTHORITATIVE)
     if refusal is not None:
         return refusal
     try:
@@ -53,23 +115,24 @@ def judge_upstream(
         return Refusal.MALFORMED
     if query[3] & CD:
         return Refusal.CLIENT_CHECKING_DISABLED
-    refusal = question_refusal(message, b"\0", infrastructure=settings.infrastructure)
-    if refusal is not None:
-        return refusal
-    chain = chain_from(message.answer, message.qname, message.qtype)
-    if isinstance(chain, Refusal):
-        return chain
-    if not chain.complete:
-        return Refusal.NO_ANSWER
-    links = limit_chain(chain.links, now, max_ttl=settings.max_ttl)
-    if isinstance(links, Refusal):
-        return links
+    return question_refusal(message, b"\0", infrastructure=settings.infrastructure) or message
+
+
+def _answer(
+    message: Message,
+    qname: bytes,
+    qtype: int,
+    links: tuple[Link, ...],
+    *,
+    trust: UpstreamTrust,
+    now: float,
+    settings: JudgeSettings,
+) -> Answer | Refusal:
+    authoritative = trust is UpstreamTrust.AUTHORITATIVE
     level = Evidence.AUTHORITATIVE if authoritative else _validated(message, links, settings)
     if isinstance(level, Refusal):
         return level
-    return Answer(
-        message.qname, message.qtype, tuple(flatten(links)), level, settings.node, now, validating=not authoritative
-    )
+    return Answer(qname, qtype, tuple(flatten(links)), level, settings.node, now, validating=not authoritative)
 
 
 def _validated(message: Message, links: tuple[Link, ...], settings: JudgeSettings) -> Evidence | Refusal:

@@ -7,16 +7,17 @@ for also goes to `learned`, whose owner publishes it. Knows no socket; `now` is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.cache import Cache
-from cachebus.filters.chain import limit
+from cachebus.filters.chain import DEFAULT_SWILD, limit
 from cachebus.filters.settings import JudgeSettings
-from cachebus.filters.upstream import UpstreamTrust, judge_upstream
+from cachebus.filters.upstream import UpstreamTrust, upstream_answers
 from cachebus.shim.forward import FoundChain, read_chain
 from cachebus.shim.lookup import NOT_AN_RRSET, is_wildcard_expansion
 from cachebus.shim.settings import UpstreamSettings
+from cachebus.shim.swild_owners import Swilds
 from cachebus.shim.upstream import Reply
 from cachebus.wire import rrtypes
 from cachebus.wire.message import AD, MAX_TTL, NOERROR, NXDOMAIN, Message, records, rrsig_fields
@@ -32,10 +33,24 @@ Learned = Callable[[Answer], object]
 class Learner:
     """Takes each good reply to a CD=0 question, once."""
 
-    def __init__(self, node: str, cache: Cache, learned: Learned, *, infrastructure: bool, max_ttl: int) -> None:
+    def __init__(
+        self,
+        node: str,
+        cache: Cache,
+        learned: Learned,
+        *,
+        infrastructure: bool,
+        max_ttl: int,
+        swild_type: int = DEFAULT_SWILD,
+        swilds: Swilds | None = None,
+    ) -> None:
+        """`swilds`: told of each reply, for the SWILDs beside its answer; None where SWILD is switched off."""
         self._node = node
         self._cache = cache
-        self._rules = JudgeSettings(name="shim", node=node, infrastructure=infrastructure, max_ttl=max_ttl)
+        self._rules = JudgeSettings(
+            name="shim", node=node, infrastructure=infrastructure, max_ttl=max_ttl, swild=swild_type
+        )
+        self._swilds = swilds
         self._max_ttl = max_ttl
         self._learned = learned
         self.shared = 0
@@ -49,17 +64,32 @@ class Learner:
         In this order, because whoever shares it wants to know whether it was in the cache before.
         """
         query, response = reply.exchange
-        verdict = judge_upstream(query, response, trust=_trust(reply.upstream.settings), now=now, settings=self._rules)
-        shared: Answer | None = None
+        trust = _trust(reply.upstream.settings)
+        verdict = upstream_answers(query, response, trust=trust, now=now, settings=self._rules)
+        shared: list[Answer] = []
         if isinstance(verdict, Refusal):
             self.not_shared[verdict] = self.not_shared.get(verdict, 0) + 1
         else:
-            shared = verdict
-            self.shared += 1
-            self._learned(shared)
+            shared = verdict if self._swilds is None else self._capped(verdict)
+            for answer in shared:
+                self.shared += 1
+                self._learned(answer)
+                if answer.qtype == self._rules.swild and answer.qname != qname:  # not on the chain that is kept below
+                    self._cache.put(answer, now)
         self._keep(qname, qtype, reply, shared, now)
+        if self._swilds is not None:
+            told = reply.upstream.settings
+            self._swilds.look_at(reply.message, now, authoritative=told.authoritative, validating=told.validating)
 
-    def _keep(self, qname: bytes, qtype: int, reply: Reply, shared: Answer | None, now: float) -> None:
+    def _capped(self, answers: Iterable[Answer]) -> list[Answer]:
+        assert self._swilds is not None
+        cap = self._swilds.capped
+        return [
+            answer._replace(rrsets=tuple(map(cap, answer.rrsets))) if answer.qtype == self._rules.swild else answer
+            for answer in answers
+        ]
+
+    def _keep(self, qname: bytes, qtype: int, reply: Reply, shared: Sequence[Answer], now: float) -> None:
         message = reply.message
         found = read_chain(message, qname, qtype)
         if isinstance(found, Refusal):
@@ -70,9 +100,11 @@ class Learner:
             self._keep_denial(found.target or qname, qtype, message, now)
 
     def _keep_chain(
-        self, qname: bytes, qtype: int, found: FoundChain, reply: Reply, shared: Answer | None, now: float
+        self, qname: bytes, qtype: int, found: FoundChain, reply: Reply, shared: Sequence[Answer], now: float
     ) -> None:
         wanted = without_synthesised(found.rrsets)
+        if self._swilds is not None and qtype == self._rules.swild:
+            wanted = [self._swilds.capped(rrset) for rrset in wanted]
         rrsets = [kept for rrset in wanted if (kept := limit_locally(rrset, now, self._max_ttl)) is not None]
         if not rrsets:
             return
@@ -83,7 +115,7 @@ class Learner:
             self._put(rrset.owner, rrset.type, (rrset,), reply, shared, now)
 
     def _put(
-        self, qname: bytes, qtype: int, rrsets: tuple[RRset, ...], reply: Reply, shared: Answer | None, now: float
+        self, qname: bytes, qtype: int, rrsets: tuple[RRset, ...], reply: Reply, shared: Sequence[Answer], now: float
     ) -> None:
         evidence = _evidence(reply, rrsets)
         validating = reply.upstream.settings.validating
@@ -120,11 +152,9 @@ def _evidence(reply: Reply, rrsets: tuple[RRset, ...]) -> Evidence:
     return Evidence.AUTHORITATIVE if settings.authoritative else Evidence.CONFIRMED
 
 
-def _is_part(answer: Answer, shared: Answer | None) -> bool:
-    """Whether all of an answer is in the one that may be shared, whose evidence is as good."""
-    if shared is None or answer.evidence > shared.evidence:
-        return False
-    may_be = {(rrset.owner, rrset.type) for rrset in shared.rrsets}
+def _is_part(answer: Answer, shared: Sequence[Answer]) -> bool:
+    """Whether all of an answer is in what may be shared, whose evidence is as good."""
+    may_be = {(rrset.owner, rrset.type) for one in shared if one.evidence >= answer.evidence for rrset in one.rrsets}
     return all((rrset.owner, rrset.type) in may_be for rrset in answer.rrsets)
 
 

@@ -41,6 +41,7 @@ class Ede:
     NOT_AUTHORITATIVE = 20
     NO_REACHABLE_AUTHORITY = 22
     NETWORK_ERROR = 23
+    SYNTHESIZED = 29
 
 
 class Channel(Enum):
@@ -134,6 +135,8 @@ class Response(NamedTuple):
     """Every RRset is `validated`."""
     errors: tuple[tuple[int, str], ...] = ()
     """Extended DNS Errors: (code, text)."""
+    additional: tuple[RRset, ...] = ()
+    """What may be left out where it does not fit."""
 
 
 def parse_query(wire: bytes) -> Query | Error | Drop:

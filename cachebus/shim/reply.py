@@ -47,15 +47,19 @@ def compose_reply(query: Query, response: Response, limit: int) -> bytes:
     for rrset in response.authority:
         if do or rrset.type not in _PROOFS:
             authorities += composer.add(rrset, rrset.ttl, sigs=do)
+    additionals = 0
+    for rrset in response.additional:
+        if composer.length + len(rrset.owner) + len(rrset.rrs) + len(opt) <= limit:
+            additionals += composer.add(rrset, rrset.ttl, sigs=False)
     ident = query.id[0] << 8 | query.id[1]
     if composer.length + len(opt) > limit:
         composer = Composer(query.question, query.qname)
         flags = flags & ~AD | TC
-        answers = authorities = 0
+        answers = authorities = additionals = 0
         opt = compose_opt(query.edns, response.rcode, ()) if query.edns is not None else b""
     if opt:
         composer.raw(opt)
-    return composer.finish(ident, flags, (1, answers, authorities, 1 if opt else 0))
+    return composer.finish(ident, flags, (1, answers, authorities, additionals + bool(opt)))
 
 
 def compose_error(error: Error) -> bytes:

@@ -13,6 +13,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from cachebus.errors import ConfigError
 from cachebus.filters.chain import DEFAULT_MAX_TTL
 from cachebus.shim.local_settings import LocalSettings
+from cachebus.shim.swild_owners import SwildSettings
 
 Network = IPv4Network | IPv6Network
 Endpoint = tuple[str, int]
@@ -130,6 +131,7 @@ class ShimSettings:
     """0.1 to 60 seconds for one question, all tries together: a stub resolver gives up after 5."""
     local: LocalSettings = field(default_factory=LocalSettings)
     """What is answered before everything else."""
+    swild: SwildSettings = field(default_factory=SwildSettings)
 
     def __post_init__(self) -> None:
         if not self.listen:

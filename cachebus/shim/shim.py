@@ -5,7 +5,7 @@ Decides nothing itself; it reads like the lookup order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -14,12 +14,16 @@ from cachebus.ports import Clock
 from cachebus.shim.forward import Forwarder
 from cachebus.shim.learn import Learned, Learner
 from cachebus.shim.local import LocalStage
-from cachebus.shim.lookup import CacheStage, LookupOrder
+from cachebus.shim.lookup import CacheStage, LookupOrder, Stage
+from cachebus.shim.query import Query
 from cachebus.shim.server import Server
 from cachebus.shim.service import Service
 from cachebus.shim.settings import Endpoint, ShimSettings
+from cachebus.shim.swild import SwildStage
+from cachebus.shim.swild_owners import Swilds
 from cachebus.shim.tasks import Tasks
 from cachebus.shim.upstream import Upstream
+from cachebus.wire.message import RD, question_section
 
 
 class Shim:
@@ -30,18 +34,47 @@ class Shim:
 
     def __init__(self, settings: ShimSettings, cache: Cache, learned: Learned, clock: Clock) -> None:
         self._upstreams = [Upstream(upstream) for upstream in settings.upstreams]
+        self._cache = cache
+        self._swilds = None
+        if settings.swild.zones:
+            self._swilds = Swilds(cache, settings.swild, self._ask_for_swild if settings.upstreams else None)
         self._learner = Learner(
-            settings.node, cache, learned, infrastructure=settings.infrastructure, max_ttl=settings.max_ttl
+            settings.node,
+            cache,
+            learned,
+            infrastructure=settings.infrastructure,
+            max_ttl=settings.max_ttl,
+            swild_type=settings.swild.type,
+            swilds=self._swilds,
         )
         self._forwarder = Forwarder(settings, self._upstreams, self._learner.learn, clock)
         self._cached = CacheStage(cache, refresh=self._forwarder.refresh if settings.refresh else None)
         self._last_resort = CacheStage(cache, last_resort=True)
-        stages = (self._cached, self._forwarder, self._last_resort)
+        rest: list[Stage] = [self._forwarder, self._last_resort]
+        self._swild = self._make_swild(settings, rest, clock)
+        stages: list[Stage] = [self._cached, *([self._swild] if self._swild else []), *rest]
         self._local = LocalStage(settings.local, LookupOrder(stages, clock), clock)
         order = LookupOrder([self._local, *stages], clock)
         self._tasks = Tasks()
         self._service = Service(order, self._tasks, clock, allow=settings.allow, max_in_flight=settings.max_in_flight)
         self._server = Server(settings.listen, self._service, self._tasks, max_connections=settings.max_tcp_connections)
+
+    def _make_swild(self, settings: ShimSettings, rest: Sequence[Stage], clock: Clock) -> SwildStage | None:
+        if self._swilds is None:
+            return None
+        return SwildStage(
+            self._swilds,
+            self._cache,
+            held=self._cached,
+            rest=LookupOrder(rest, clock),
+            clock=clock,
+            validating=any(upstream.validating for upstream in settings.upstreams),
+        )
+
+    def _ask_for_swild(self, name: bytes) -> None:
+        assert self._swilds is not None
+        rrtype = self._swilds.settings.type
+        self._forwarder.refresh(Query(b"\0\0", RD, question_section(name, rrtype), name, rrtype, None))
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -53,12 +86,17 @@ class Shim:
         await self._local.load()
 
     async def __aenter__(self) -> Self:
+        if self._swilds is not None:
+            self._swilds.inherit(getattr(self._cache.observer, "__self__", None))
+        self._cache.observer = None if self._swilds is None else self._swilds.observe
         await self._server.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._swilds is not None:
+            self._swilds.retire()
         await self._server.__aexit__(kind, error, trace)
         await self._forwarder.close()
         for upstream in self._upstreams:
@@ -88,6 +126,8 @@ class Shim:
             "kept": self._learner.kept,
             **self._server.statistics(),
         }
+        if self._swild is not None:
+            found |= self._swild.statistics()
         for reason, count in self._learner.not_shared.items():
             found[f"not_shared_{reason.value.replace('-', '_')}"] = count
         return found

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from cachebus import assembly
-from cachebus.config import Config, ConfigErrors, loads, models, shim, transports
+from cachebus.config import Config, ConfigErrors, loads, models, shim, shim_swild, transports
 from cachebus.config.document import MAX_DEPTH, MAX_FILE, MAX_NODES, Document, natural, parse
 from cachebus.config.loader import admin_socket, load
 from cachebus.config.problems import Problem
@@ -61,6 +61,7 @@ SECTIONS = (
     f"shim: {{listen: [127.0.0.1:53], upstreams: [{', '.join(['::1'] * 65)}]}}\n",
     "share: {min_ttl: 1m, second_sighting: 10m, allow: [test], deny: [x.example], rate: {node: 10}, private_names: never}\n",
     "cache: {max_entries: 5000, max_bytes: 64MiB}\n",
+    'shim: {listen: ["127.0.0.1:53"], swild: {zones: [".", "a.b."], type: 65280, ttl_cap: 1h, include: "off", discover: false}}\n',
     'shim: {listen: ["127.0.0.1:53"], upstreams: ["127.0.0.1:5335", {address: "::1", validating: true, tls_name: a.b}]}\n',
     'admin: {socket: /run/cachebus/api.sock, http: "127.0.0.1:9853"}\n',
     'admin: {http: "0.0.0.0:80", http_beyond_loopback: true}\ncluster: home\n',
@@ -96,7 +97,7 @@ SECTIONS = (
 TYPES = frozenset({"udp", "vendor", "multicast", "mqtt", "zeromq", "tcp", "quic"})
 MODELS: tuple[type[BaseModel], ...] = (
     models.Config, models.Key, models.DnstapSource, models.StreamSource, models.FileSource, models.ServerTls,
-    models.UnboundSink, models.CallbackSink, models.Share, models.Rate, models.Cache, shim.Shim, shim.Upstream,
+    models.UnboundSink, models.CallbackSink, models.Share, models.Rate, models.Cache, shim.Shim, shim.Upstream, shim_swild.Swild,
     models.Admin, models.Snapshot, transports.Transport, transports.Accept, transports.Flush, transports.Peer, transports.TransportTls,
     transports.Curve, *transports.OPTIONS.values(),
 )  # fmt: skip

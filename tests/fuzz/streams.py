@@ -10,7 +10,7 @@ from typing import Any, cast
 from unittest.mock import patch
 
 from cachebus.errors import TransportError
-from cachebus.shim import server
+from cachebus.shim import tcp
 from cachebus.shim.connections import Connections
 from cachebus.shim.exchange import CaseNotKeptError, Outgoing, belongs, compose_query
 from cachebus.shim.query import Channel
@@ -60,7 +60,7 @@ class ClientStreamTarget(BytesTarget):
 
     def check(self, example: bytes, rng: Random) -> bool:
         client = _Client(rng)
-        with patch.object(server, "MAX_UNDER_WAY", FEW):
+        with patch.object(tcp, "MAX_UNDER_WAY", FEW):
             return client.run(portions(rng, example), example)
 
 

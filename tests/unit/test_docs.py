@@ -28,7 +28,7 @@ from cachebus.config.loader import LATER
 from cachebus.filters import pairing, policy
 from cachebus.ports import TransportSettings
 from cachebus.registry import installed_transports
-from cachebus.shim import forward
+from cachebus.shim import forward, swild_owners
 from cachebus.sinks import unbound
 from cachebus.testing import TransportBed, transport_contract
 from cachebus.wire import tsig
@@ -196,6 +196,8 @@ FIGURES = [
     ("docs/adr/0004-pairing-ports.md", "last {} opened", pairing.RECENT_PORTS),
     ("docs/adr/0005-min-ttl-is-the-senders.md", "TTL, {} s by default", policy.MIN_TTL),
     ("docs/shim.md", "after {} s or an error", forward.TRY_INTERVAL),
+    ("docs/shim/swild.md", "now ({:,} at most", swild_owners.MAX_OWNERS),
+    ("docs/shim/swild.md", "more than {} links", forward.MAX_CNAMES),
 ]
 """Page, words, and the constant that stands in them."""
 

@@ -256,7 +256,8 @@ async def test_an_authoritative_upstream_is_asked_without_rd_and_its_chain_follo
     assert not reply.flags & dns.flags.AA
     assert [query.flags for query in server.queries] == [0, 0]
     assert [(answer.name, answer.type, answer.evidence) for answer in learned] == [
-        ("edge.other.", "A", Evidence.AUTHORITATIVE)
+        ("www.example.", "CNAME", Evidence.AUTHORITATIVE),
+        ("edge.other.", "A", Evidence.AUTHORITATIVE),
     ]
 
 
