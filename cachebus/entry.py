@@ -6,10 +6,12 @@ Knows how an entry is packed and compared, not which one stays or where it is ke
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
 from cachebus.answer import Evidence, RRset
+from cachebus.wire import rrtypes
 from cachebus.wire.message import canonical_set, records, rrsig_fields
 
 HEADER = struct.Struct("!QQQBBHH")
@@ -25,6 +27,8 @@ USED = 0x08
 
 OWN_USE = 0x40
 """Local data for this node's own clients, without evidence that would let it be shared: never in a copy."""
+RAISED = 0x80
+"""It lives longer than its zone says, for this node's own clients alone: never in a copy, nor in a refill."""
 LEVEL_AT = 4
 LEVEL = 0x03
 """Where the level of evidence stands, and how wide."""
@@ -89,6 +93,27 @@ class Lookup(NamedTuple):
     """For a negative end, where it is known."""
 
 
+def expand(owner: bytes, rrtype: int, value: bytes, now: float, sources: Sequence[tuple[str, str, str]]) -> Cached:
+    """An entry as it reads at `now`. `sources`: by number, (origin, transport, signer)."""
+    expires_ms, learned_ms, received_ms, rank, flags, source, sigs_length = HEADER.unpack_from(value)
+    # A clock that was set back must not lengthen a life.
+    ttl = max(0, int(min(expires_ms / 1000 - now, (expires_ms - learned_ms) / 1000)))
+    split = len(value) - sigs_length
+    negative = bool(flags & NEGATIVE)
+    if negative:
+        size = value[HEADER_SIZE] if len(value) > HEADER_SIZE else 0
+        soa_at = HEADER_SIZE + 1 + size
+        rrset = RRset(value[HEADER_SIZE + 1 : soa_at], rrtypes.SOA, ttl, value[soa_at:split], value[split:])
+    else:
+        rrset = RRset(owner, rrtype, ttl, value[HEADER_SIZE:split], value[split:])
+    origin, transport, signer = sources[source]
+    return Cached(
+        rrset, Evidence(flags >> LEVEL_AT & LEVEL), Rank(rank), bool(flags & LOCAL), negative,
+        bool(flags & VALIDATING), origin, transport, signer,
+        learned_ms / 1000, received_ms / 1000, expires_ms / 1000,
+    )  # fmt: skip
+
+
 def same_records(value: bytes, sigs_length: int, rrset: RRset) -> bool:
     rrs = value[HEADER_SIZE : len(value) - sigs_length]
     if len(rrs) != len(rrset.rrs):
@@ -119,6 +144,19 @@ def cap_by_signatures(value: bytes, sigs_length: int, expires_ms: int) -> int:
     # Expirations are 32-bit serial numbers (RFC 4034 section 3.1.5); these were valid when stored, so they are near.
     epoch = expires_ms // 1000 & ~0xFFFFFFFF
     return min(expires_ms, *((epoch + end) * 1000 for end in ends))
+
+
+def prolonged(value: bytes, until_ms: int) -> bytes:
+    """The entry with a longer life, as far as its signatures let it, and marked so; empty when it gains nothing."""
+    expires_ms = cap_by_signatures(value, len(value_signatures(value)), until_ms)
+    if expires_ms <= int.from_bytes(value[:8], "big"):
+        return b""
+    return EXPIRES.pack(expires_ms) + value[8:25] + bytes((value[25] | RAISED,)) + value[26:]
+
+
+def has_outlived_signatures(value: bytes, now_ms: int) -> bool:
+    """Whether the time of an RRSIG kept with the data is over."""
+    return cap_by_signatures(value, len(value_signatures(value)), now_ms) < now_ms
 
 
 def outlived(old: bytes, rank: int, learned_ms: int, now_ms: int, expires_ms: int) -> bool:
