@@ -33,8 +33,11 @@ class Ede:
     """Extended DNS Error codes the shim uses (RFC 8914 section 4)."""
 
     OTHER = 0
+    STALE_ANSWER = 3
+    CACHED_ERROR = 13
     NOT_READY = 14
     PROHIBITED = 18
+    STALE_NXDOMAIN = 19
     NOT_AUTHORITATIVE = 20
     NO_REACHABLE_AUTHORITY = 22
     NETWORK_ERROR = 23
@@ -76,6 +79,8 @@ class Query(NamedTuple):
     """Uncompressed wire form, lower case."""
     qtype: int
     edns: Edns | None
+    client: str = ""
+    """The client's address, where its subnet is told to upstreams; else empty."""
 
     @property
     def do(self) -> bool:
@@ -131,6 +136,10 @@ class Response(NamedTuple):
     """Every RRset is `validated`."""
     errors: tuple[tuple[int, str], ...] = ()
     """Extended DNS Errors: (code, text)."""
+    scope: int = 0
+    """Bits of the client's network for which this is the answer; 0: everybody, -1: this client alone."""
+    subnet: bytes = b""
+    """Data of the client subnet option in the reply, for a client that sent one."""
 
 
 def parse_query(wire: bytes) -> Query | Error | Drop:

@@ -11,6 +11,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from cachebus.errors import ConfigError
 from cachebus.filters.chain import DEFAULT_MAX_TTL
+from cachebus.shim.caching import CacheSettings
 
 Network = IPv4Network | IPv6Network
 Endpoint = tuple[str, int]
@@ -111,6 +112,8 @@ class ShimSettings:
     """Seconds, 1 to 7 days: what an upstream says longer is kept, and shared, for this long."""
     timeout: float = 4.5
     """0.1 to 60 seconds for one question, all tries together: a stub resolver gives up after 5."""
+    caching: CacheSettings = field(default_factory=CacheSettings)
+    """What is kept for how long, and what is answered when upstreams do not."""
 
     def __post_init__(self) -> None:
         if not self.listen:

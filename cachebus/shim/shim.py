@@ -10,13 +10,18 @@ from types import TracebackType
 from typing import Self
 
 from cachebus.cache import Cache
+from cachebus.flushes import Flush
 from cachebus.ports import Clock
-from cachebus.shim.forward import Forwarder
+from cachebus.shim.failures import Failures, FailureStage, question_key
+from cachebus.shim.forward import Forwarder, Key
 from cachebus.shim.learn import Learned, Learner
-from cachebus.shim.lookup import CacheStage, LookupOrder
+from cachebus.shim.lookup import CacheStage, LookupOrder, Stage
+from cachebus.shim.query import Response
 from cachebus.shim.server import Server
 from cachebus.shim.service import Service
 from cachebus.shim.settings import Endpoint, ShimSettings
+from cachebus.shim.stale import StaleStage
+from cachebus.shim.subnet import SubnetOrder, Subnets, SubnetStage
 from cachebus.shim.tasks import Tasks
 from cachebus.shim.upstream import Upstream
 
@@ -28,22 +33,69 @@ class Shim:
     """
 
     def __init__(self, settings: ShimSettings, cache: Cache, learned: Learned, clock: Clock) -> None:
+        self._settings = settings
+        self._cache = cache
         self._upstreams = [Upstream(upstream) for upstream in settings.upstreams]
+        caching = settings.caching
+        self._clock = clock
+        self._failures = Failures(caching.failures)
+        self._subnets = Subnets(caching.subnet)
         self._learner = Learner(
-            settings.node, cache, learned, infrastructure=settings.infrastructure, max_ttl=settings.max_ttl
+            settings.node,
+            cache,
+            learned,
+            infrastructure=settings.infrastructure,
+            max_ttl=settings.max_ttl,
+            ttl=caching.ttl,
         )
-        self._forwarder = Forwarder(settings, self._upstreams, self._learner.learn, clock)
+        self._forwarder = Forwarder(
+            settings,
+            self._upstreams,
+            self._learner.learn,
+            clock,
+            generation=lambda: cache.generation,
+            subnet=self._subnets.of,
+            finished=self._finished,
+        )
         self._cached = CacheStage(cache, refresh=self._forwarder.refresh if settings.refresh else None)
         self._last_resort = CacheStage(cache, last_resort=True)
-        order = LookupOrder([self._cached, self._forwarder, self._last_resort], clock)
+        self._failing = FailureStage(self._failures, self._forwarder, self._last_resort)
+        self._stale: StaleStage | None = None
+        cache.keep_expired = 0.0
+        ask: Stage = self._failing
+        if caching.stale is not None:
+            cache.keep_expired = float(caching.stale.max_age)
+            ask = self._stale = StaleStage(caching.stale, cache, self._failures, self._failing, clock)
+        stages: list[Stage] = [self._cached, ask, self._last_resort]
+        order = LookupOrder(stages, clock)
+        if caching.subnet.send:
+            order = SubnetOrder([SubnetStage(self._subnets, ask), *stages], clock)
         self._tasks = Tasks()
-        self._service = Service(order, self._tasks, clock, allow=settings.allow, max_in_flight=settings.max_in_flight)
+        self._service = Service(
+            order,
+            self._tasks,
+            clock,
+            allow=settings.allow,
+            max_in_flight=settings.max_in_flight,
+            notes_client=caching.subnet.send,
+        )
         self._server = Server(settings.listen, self._service, self._tasks, max_connections=settings.max_tcp_connections)
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Where it listens, once entered."""
         return self._server.endpoints
+
+    def _finished(self, key: Key, response: Response | None) -> None:
+        now = self._clock()
+        question = question_key(key.qname, key.qtype, checking_disabled=key.checking_disabled)
+        self._failures.finished(question, response, now)
+        if key.subnet and key.generation == self._cache.generation:
+            self._subnets.finished(key.qname, key.qtype, key.subnet, response, now)
+
+    def flush(self, flush: Flush) -> int:
+        """Forget what is kept beside the cache; gives the number of failures and of answers for networks."""
+        return self._failures.forget(flush) + self._subnets.forget(flush)
 
     async def __aenter__(self) -> Self:
         await self._server.__aenter__()
@@ -78,6 +130,10 @@ class Shim:
             "upstream_malformed": sum(upstream.malformed for upstream in upstreams),
             "learned": self._learner.shared,
             "kept": self._learner.kept,
+            "ttl_raised": self._learner.raised,
+            **self._failing.statistics(),
+            **({} if self._stale is None else self._stale.statistics()),
+            **(self._subnets.statistics() if self._settings.caching.subnet.send else {}),
             **self._server.statistics(),
         }
         for reason, count in self._learner.not_shared.items():

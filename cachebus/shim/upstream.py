@@ -90,18 +90,20 @@ class Upstream:
                 raise ConfigError(f"upstream {settings.text}: a TLS context that verifies nothing")
         self._stream = Stream(settings.address, tls=context, tls_name=settings.tls_name)
 
-    async def ask(self, qname: bytes, qtype: int, *, checking_disabled: bool) -> Reply:
-        """Ask with DO=1 and give the reply, over TCP where UDP's is cut or 0x20 is not kept.
+    async def ask(self, qname: bytes, qtype: int, *, checking_disabled: bool, options: bytes = b"") -> Reply:
+        """Ask with DO=1 and the EDNS `options`, and give the reply, over TCP where UDP's is cut or 0x20 is not kept.
 
         A server that does not know EDNS is asked without (RFC 6891 section 6.2.2). Waits until cancelled. Raises
         `TransportError` when the link fails, `MessageError` when the reply cannot be read.
         """
-        reply = await self._ask(qname, qtype, checking_disabled=checking_disabled, edns=True)
+        reply = await self._ask(qname, qtype, checking_disabled=checking_disabled, edns=True, options=options)
         if reply.message.rcode in (FORMERR, NOTIMP) and reply.message.opt is None:
             reply = await self._ask(qname, qtype, checking_disabled=checking_disabled, edns=False)
         return reply
 
-    async def _ask(self, qname: bytes, qtype: int, *, checking_disabled: bool, edns: bool) -> Reply:
+    async def _ask(
+        self, qname: bytes, qtype: int, *, checking_disabled: bool, edns: bool, options: bytes = b""
+    ) -> Reply:
         def compose(*, mix_case: bool) -> Outgoing:
             return compose_query(
                 qname,
@@ -111,6 +113,7 @@ class Upstream:
                 edns=edns,
                 mix_case=mix_case,
                 padded=self.encrypted,
+                options=options,
             )
 
         exchange = None
