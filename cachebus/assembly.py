@@ -15,6 +15,7 @@ from cachebus import config as configuration
 from cachebus import registry
 from cachebus.answer import Evidence
 from cachebus.config import Config, models
+from cachebus.config.shim import Shim
 from cachebus.errors import ConfigError, FrameError
 from cachebus.filters.cached import CacheJudge
 from cachebus.filters.noise import Noise, NoiseSettings
@@ -24,6 +25,7 @@ from cachebus.filters.trust import DirectJudge, DnstapJudge, IsFilled
 from cachebus.holdings import Holdings
 from cachebus.links import Owner, certificates, levels, make_codec, make_transport
 from cachebus.ports import Clock, Sink, Source
+from cachebus.shim.caching import CachingSettings, FailureSettings, StaleSettings, SubnetSettings, TtlSettings
 from cachebus.shim.settings import LOOPBACK, ShimSettings, UpstreamSettings
 from cachebus.sinks.callback import CallbackSink
 from cachebus.sinks.unbound import DEFAULT_RATE, Refill, UnboundSink
@@ -291,7 +293,22 @@ def make_shim_settings(config: Config) -> ShimSettings | None:
         max_tcp_connections=shim.max_tcp_connections,
         max_in_flight=shim.max_in_flight,
         timeout=shim.timeout,
-        refresh=bool(config.transports),
+        refresh=bool(config.transports) if shim.prefetch is None else shim.prefetch,
         infrastructure=config.share.infrastructure,
         max_ttl=config.share.max_ttl,
+        caching=make_caching(shim),
+    )
+
+
+def make_caching(shim: Shim) -> CachingSettings:
+    """What the shim keeps for how long."""
+    stale, failures, ttl, ecs = shim.serve_stale, shim.failures, shim.ttl, shim.ecs
+    remembered = FailureSettings(most=0) if failures is None else FailureSettings(first=failures.min, most=failures.max)
+    return CachingSettings(
+        ttl=TtlSettings(minimum=ttl.min, maximum=ttl.max, negative=ttl.negative),
+        failures=remembered,
+        stale=None if stale is None else StaleSettings(**stale.model_dump()),
+        subnet=SubnetSettings(
+            send=ecs.send, ipv4=ecs.ipv4, ipv6=ecs.ipv6, networks=ecs.networks, zones=ecs.zones or (b"\0",)
+        ),
     )

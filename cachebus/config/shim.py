@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from cachebus.config.section import MAX_NAMES, Section
+from cachebus.config.shim_caching import Ecs, Failures, FailuresOrSwitch, ServeStaleOrSwitch, Ttl
 from cachebus.config.values import Duration, ListenAddress, Network, OrText, SocketAddress, parse_address
 
 DO53_PORT = 53
@@ -55,3 +56,13 @@ class Shim(Section):
     """Client questions that may wait for an upstream; one more gets SERVFAIL at once."""
     timeout: Duration = Field(default=4.5, ge=0.1, le=60)
     """Time for one question, all tries together: 0.1 to 60 seconds."""
+    serve_stale: ServeStaleOrSwitch = None
+    """Answer from what has expired while no upstream answers; `off` unless set, `on` for its defaults."""
+    prefetch: bool | None = None
+    """Fetch what is asked for again shortly before it expires; where there are transports, unless set."""
+    failures: FailuresOrSwitch = Failures()
+    """How long failures are remembered; `off` asks each time."""
+    ttl: Ttl = Ttl()
+    """Bounds of TTLs."""
+    ecs: Ecs = Ecs()
+    """Client subnets."""

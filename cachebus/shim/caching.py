@@ -95,7 +95,7 @@ class SubnetSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CacheSettings:
+class CachingSettings:
     """All of it."""
 
     ttl: TtlSettings = field(default_factory=TtlSettings)

@@ -11,7 +11,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from cachebus.errors import ConfigError
 from cachebus.filters.chain import DEFAULT_MAX_TTL
-from cachebus.shim.caching import CacheSettings
+from cachebus.shim.caching import CachingSettings
 
 Network = IPv4Network | IPv6Network
 Endpoint = tuple[str, int]
@@ -112,7 +112,7 @@ class ShimSettings:
     """Seconds, 1 to 7 days: what an upstream says longer is kept, and shared, for this long."""
     timeout: float = 4.5
     """0.1 to 60 seconds for one question, all tries together: a stub resolver gives up after 5."""
-    caching: CacheSettings = field(default_factory=CacheSettings)
+    caching: CachingSettings = field(default_factory=CachingSettings)
     """What is kept for how long, and what is answered when upstreams do not."""
 
     def __post_init__(self) -> None:
