@@ -537,6 +537,7 @@ class Cache:
             "renewed": self.renewed,
             "evicted": self.evicted,
             "expired": self.expired,
+            "flushes": self.generation,
         }
 
 
