@@ -1,4 +1,4 @@
-"""What the cache keeps beyond what lives, what it denies below an NXDOMAIN, and how it forgets (RFC 2308, 8020, 8767)."""
+"""What the cache keeps after its end, what it denies below an NXDOMAIN, and how it forgets (RFC 2308, 8020, 8767)."""
 
 from __future__ import annotations
 
