@@ -1,4 +1,4 @@
-"""Client subnets (RFC 7871): what is told, what is kept for whom, what the client is told, and what is off by default."""
+"""Client subnets (RFC 7871): what is told, what is kept for whom, what the client gets, and what is off by default."""
 
 from __future__ import annotations
 
