@@ -8,6 +8,7 @@ from tests.fuzz import (
     admin,
     batch,
     bus,
+    caching,
     cdns,
     configuration,
     form,
@@ -29,6 +30,7 @@ TARGETS: dict[str, type[Target[Any]]] = {
     for module in (
         messages,
         bus,
+        caching,
         batch,
         sequence,
         cdns,
