@@ -16,7 +16,7 @@ from cachebus.shim.failures import Failures, FailureStage, question_key
 from cachebus.shim.forward import Forwarder, Key
 from cachebus.shim.learn import Learned, Learner
 from cachebus.shim.lookup import CacheStage, LookupOrder, Stage
-from cachebus.shim.query import Response
+from cachebus.shim.query import Query, Response
 from cachebus.shim.server import Server
 from cachebus.shim.service import Service
 from cachebus.shim.settings import Endpoint, ShimSettings
@@ -57,14 +57,12 @@ class Shim:
             subnet=self._subnets.of,
             finished=self._finished,
         )
-        self._cached = CacheStage(cache, refresh=self._forwarder.refresh if settings.refresh else None)
+        self._cached = CacheStage(cache, refresh=self._refresh if settings.refresh else None)
         self._last_resort = CacheStage(cache, last_resort=True)
         self._failing = FailureStage(self._failures, self._forwarder, self._last_resort)
         self._stale: StaleStage | None = None
-        cache.keep_expired = 0.0
         ask: Stage = self._failing
         if caching.stale is not None:
-            cache.keep_expired = float(caching.stale.max_age)
             ask = self._stale = StaleStage(caching.stale, cache, self._failures, self._failing, clock)
         stages: list[Stage] = [self._cached, ask, self._last_resort]
         order = LookupOrder(stages, clock)
@@ -86,6 +84,12 @@ class Shim:
         """Where it listens, once entered."""
         return self._server.endpoints
 
+    def _refresh(self, query: Query) -> None:
+        """Fetch again what is about to expire, unless that has just failed: each further client would try once more."""
+        question = question_key(query.qname, query.qtype, checking_disabled=False)
+        if self._failures.errors(question, self._clock()) is None:
+            self._forwarder.refresh(query)
+
     def _finished(self, key: Key, response: Response | None) -> None:
         now = self._clock()
         question = question_key(key.qname, key.qtype, checking_disabled=key.checking_disabled)
@@ -98,6 +102,8 @@ class Shim:
         return self._failures.forget(flush) + self._subnets.forget(flush)
 
     async def __aenter__(self) -> Self:
+        stale = self._settings.caching.stale
+        self._cache.keep_expired = 0.0 if stale is None else float(stale.max_age)
         await self._server.__aenter__()
         return self
 

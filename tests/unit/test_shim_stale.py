@@ -316,6 +316,17 @@ async def test_unsigned_bus_data_is_still_better_than_a_remembered_failure() -> 
         assert len((await bed.ask(want_dnssec=True)).answer) == 1
 
 
+async def test_a_refresh_that_failed_is_not_tried_again_by_the_next_client() -> None:
+    async with Bed().running(refresh=True) as bed:
+        await bed.ask()
+        bed.says = failing
+        bed.clock.advance(299.5)
+        for _ in range(5):
+            assert texts((await bed.ask()).answer) == ["www.example. 0 IN A 192.0.2.1"]
+            await until(lambda: not bed.shim._forwarder.in_flight)
+        assert bed.asked == 2
+
+
 def test_failures_are_bounded_and_one_look_up_counts_once() -> None:
     failures = Failures(FailureSettings())
     key = question_key(WWW, 1, checking_disabled=False)
