@@ -31,6 +31,7 @@ from cachebus.links import Owner, certificates, levels, make_codec, make_transpo
 from cachebus.ports import Clock, Sink, Source
 from cachebus.shim.block_lists import Action
 from cachebus.shim.block_lists import Format as ListFormat
+from cachebus.shim.caching import CachingSettings, FailureSettings, StaleSettings, SubnetSettings, TtlSettings
 from cachebus.shim.local_settings import BlockList, LocalSettings
 from cachebus.shim.query import Ede
 from cachebus.shim.settings import LOOPBACK, Choice, ShimSettings, UpstreamSettings
@@ -317,11 +318,12 @@ def make_shim_settings(config: Config) -> ShimSettings | None:
         max_tcp_connections=shim.max_tcp_connections,
         max_in_flight=shim.max_in_flight,
         timeout=shim.timeout,
-        refresh=bool(config.transports),
+        refresh=bool(config.transports) if shim.prefetch is None else shim.prefetch,
         swild=make_swild_settings(shim.swild),
         infrastructure=config.share.infrastructure,
         max_ttl=config.share.max_ttl,
         local=make_local_settings(shim),
+        caching=make_caching(shim),
     )
 
 
@@ -362,5 +364,19 @@ def make_local_settings(shim: Shim) -> LocalSettings:
                 ttl=each.ttl,
             )
             for name, each in shim.block_lists.items()
+        ),
+    )
+
+
+def make_caching(shim: Shim) -> CachingSettings:
+    """What the shim keeps for how long."""
+    stale, failures, ttl, ecs = shim.serve_stale, shim.failures, shim.ttl, shim.ecs
+    remembered = FailureSettings(most=0) if failures is None else FailureSettings(first=failures.min, most=failures.max)
+    return CachingSettings(
+        ttl=TtlSettings(minimum=ttl.min, maximum=ttl.max, negative=ttl.negative),
+        failures=remembered,
+        stale=None if stale is None else StaleSettings(**stale.model_dump()),
+        subnet=SubnetSettings(
+            send=ecs.send, ipv4=ecs.ipv4, ipv6=ecs.ipv6, networks=ecs.networks, zones=ecs.zones or (b"\0",)
         ),
     )

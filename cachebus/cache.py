@@ -19,34 +19,34 @@ from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.entry import (
     EXPIRES,
     HEADER,
-    HEADER_SIZE,
-    LEVEL,
-    LEVEL_AT,
     LEVELS,
     LOCAL,
     NEGATIVE,
     OWN_USE,
+    RAISED,
     USED,
-    VALIDATING,
     Cached,
     Came,
     Lookup,
     Rank,
     cap_by_signatures,
     entry,
-    key_tags_of,
-    left,
+    expand,
+    has_outlived_signatures,
+    negative_end,
     outlived,
+    prolonged,
     same_records,
     same_source,
     standing,
     to_answer,
-    value_signatures,
 )
-from cachebus.flushes import Flushes
+from cachebus.flushes import Flush, Flushes
+from cachebus.shard import ENTRY_OVERHEAD as _ENTRY_OVERHEAD
+from cachebus.shard import Shard as _Shard
 from cachebus.wire import rrtypes
 from cachebus.wire.message import NOERROR, NXDOMAIN, cname_target, pack
-from cachebus.wire.name import ancestors, is_at_or_below
+from cachebus.wire.name import ancestors
 
 if TYPE_CHECKING:
     from mypy_extensions import i64
@@ -69,8 +69,6 @@ SLICE = 256
 MAX_LATE = 100_000
 """Entries first used while somebody reads the cache's content, remembered to be given at the end; 10 MB at most."""
 
-_ENTRY_OVERHEAD: Final = 160
-"""Bytes counted per entry beside key and value bytes: two objects' headers and the dict's share."""
 _SHARDS = 256
 """A dict of 4,000 entries resizes, and is swept, in well under a millisecond; one of a million stalls for 30 ms."""
 _SMALL = 8192
@@ -86,20 +84,10 @@ _MARKS: Final = 0x3FFFF
 that most other RRsets need no look-up of a CNAME."""
 _CNAME = rrtypes.CNAME.to_bytes(2, "big")
 _BETTER_KNOWN: Final = Refusal.BETTER_KNOWN
+_USUAL = tuple(rrtype.to_bytes(2, "big") for rrtype in (1, 28, 5, 15, 16, 2, 12, 33, 64, 65))
+"""Types of nearly all data there is: what is looked for where an NXDOMAIN above says that there is none."""
 Observer = Callable[[Iterable[Answer], Sequence[Refusal | None], float], None]
 """Told of what was put, what became of each, and when, after the fact; must not raise or put anything itself."""
-
-
-class _Shard:
-    """Two generations: what is used moves to the young one; when that is full, the old one is given up whole."""
-
-    __slots__ = ("old", "old_bytes", "young", "young_bytes")
-
-    def __init__(self) -> None:
-        self.young: dict[bytes, bytes] = {}
-        self.old: dict[bytes, bytes] = {}
-        self.young_bytes = 0
-        self.old_bytes = 0
 
 
 class Cache:
@@ -125,6 +113,8 @@ class Cache:
         self.observer: Observer | None = None
         self.generation = 0
         """Raised by every flush, so that work begun before it can see that it is late."""
+        self.keep_expired = 0.0
+        """Seconds that what has expired stays for `peek` where there is room; everything else takes it as gone."""
         self.hits = self.misses = self.stored = self.renewed = self.evicted = self.expired = 0
 
     # What comes in
@@ -238,7 +228,7 @@ class Cache:
         if rrtype == rrtypes.CNAME and rank > Rank.BUS_AUTHORITATIVE:
             self._alias_marks[checksum & _MARKS] = 1
         if self._negatives and not came.by_bus:
-            self._forget(owner + b"\0\0")  # a name that has data exists
+            self._exists(owner)
         if rrtype == rrtypes.DNAME:
             self._dnames = True
         value = entry(expires_ms, came.middle, rrs, sigs)
@@ -280,6 +270,8 @@ class Cache:
     ) -> Refusal | None:
         """Keep what the local resolver found not to exist: NODATA for `qtype`, or NXDOMAIN. `ttl` in seconds."""
         nxdomain = rcode == NXDOMAIN
+        if nxdomain and qname == b"\0":
+            return Refusal.RCODE  # the root exists; its denial would deny everything (RFC 8020)
         key = qname + (b"\0\0" if nxdomain else qtype.to_bytes(2, "big"))
         now_ms = int(now * 1000)
         expires_ms = now_ms + min(ttl, MAX_NEGATIVE_TTL) * 1000
@@ -289,6 +281,8 @@ class Cache:
         old = shard.young.get(key) or shard.old.get(key)
         if old is not None and old[:8] > now_ms.to_bytes(8, "big") and old[24] > Rank.LOCAL and not old[25] & NEGATIVE:
             return Refusal.BETTER_KNOWN
+        if self._negatives and not nxdomain:
+            self._exists(qname)
         self._negatives = True
         body = b"" if soa is None else len(soa.owner).to_bytes(1, "big") + soa.owner + soa.rrs + soa.sigs
         sigs_length = 0 if soa is None else len(soa.sigs)
@@ -297,12 +291,25 @@ class Cache:
         self._store(shard, key, header + body)
         return None
 
-    def _forget(self, key: bytes) -> None:
-        shard = self._shards[hash(key) & self._mask]
-        for entries, field in ((shard.young, "young_bytes"), (shard.old, "old_bytes")):
-            gone = entries.pop(key, None)
-            if gone is not None:
-                setattr(shard, field, getattr(shard, field) - len(key) - len(gone) - _ENTRY_OVERHEAD)
+    def _exists(self, name: bytes) -> None:
+        """The local resolver has seen that there is a name, and so every name above: no NXDOMAIN of them holds."""
+        for above in ancestors(name):
+            key = above + b"\0\0"
+            self._shards[hash(key) & self._mask].forget(key)
+
+    def prolong(self, owner: bytes, rrtype: int, seconds: int, now: float) -> bool:
+        """Let this node's own clients have a local RRset for `seconds` from `now`, within its signatures' time.
+
+        From then on it is in no copy and no refill, because others must not have it for longer than its zone says.
+        """
+        key = owner + _TYPES[rrtype]
+        value = self._live(key, int(now * 1000))
+        if value is None or value[25] & (LOCAL | NEGATIVE) != LOCAL:
+            return False
+        value = prolonged(value, int((now + seconds) * 1000))
+        if value:
+            self._store(self._shards[hash(key) & self._mask], key, value)
+        return bool(value)
 
     def _store(self, shard: _Shard, key: bytes, value: bytes) -> None:
         size = len(key) + len(value) + _ENTRY_OVERHEAD
@@ -354,19 +361,52 @@ class Cache:
                 found = self.get(name, 0, now)
                 if found is not None:
                     self.hits += 1
-                    return _end(NXDOMAIN, chain, name, found)
+                    return negative_end(NXDOMAIN, chain, name, found)
             if found is not None:
                 self.hits += 1
                 if found.negative:
-                    return _end(NOERROR, chain, name, found)
+                    return negative_end(NOERROR, chain, name, found)
                 return Lookup(NOERROR, (*chain, found), complete=True, target=name)
             links = self._links(name, now)
             if not links:
+                denial = self._denied_above(name, now) if self._negatives else None
+                if denial is not None:
+                    self.hits += 1
+                    return negative_end(NXDOMAIN, chain, name, denial)
                 break
             chain.extend(links)
             name = cname_target(links[-1].rrset)
         self.misses += 1
         return Lookup(NOERROR, tuple(chain), complete=False, target=name) if chain else None
+
+    def _denied_above(self, name: bytes, now: float) -> Cached | None:
+        """A live NXDOMAIN of a name above, which denies this one too (RFC 8020), unless live data says otherwise."""
+        now_ms = int(now * 1000)
+        for above in ancestors(name):
+            if above != name and (value := self._live(above + b"\0\0", now_ms)) is not None:
+                return None if self._seen_between(name, above, now_ms) else self._expand(above, 0, value, now)
+        return None
+
+    def _seen_between(self, name: bytes, above: bytes, now_ms: int) -> bool:
+        for at in ancestors(name):
+            for rrtype in _USUAL:
+                value = self._live(at + rrtype, now_ms)
+                if value is not None and not value[25] & NEGATIVE:
+                    return True
+            if at == above:
+                break
+        return False
+
+    def peek(self, owner: bytes, rrtype: int, now: float) -> Cached | None:
+        """As `get`, also of what expired less than `keep_expired` seconds ago: its `expires` lies before `now` then.
+
+        What has outlived the signatures over it is gone (RFC 4035 section 5.3.3). Marks and moves nothing.
+        """
+        value = self._held(owner + _TYPES[rrtype])
+        since = int((now - self.keep_expired) * 1000).to_bytes(8, "big")
+        if not value or value[:8] <= since or has_outlived_signatures(value, int(now * 1000)):
+            return None
+        return self._expand(owner, rrtype, value, now)
 
     def _ask(self, owner: bytes, rrtype: int, now: float) -> Cached | None:
         """`get` for somebody's question: the entry is marked as used."""
@@ -410,22 +450,7 @@ class Cache:
         return value if value[:8] > now_ms.to_bytes(8, "big") else None
 
     def _expand(self, owner: bytes, rrtype: int, value: bytes, now: float) -> Cached:
-        expires_ms, learned_ms, received_ms, rank, flags, source, sigs_length = HEADER.unpack_from(value)
-        ttl = left(expires_ms, learned_ms, now)
-        split = len(value) - sigs_length
-        negative = bool(flags & NEGATIVE)
-        if negative:
-            size = value[HEADER_SIZE] if len(value) > HEADER_SIZE else 0
-            soa_at = HEADER_SIZE + 1 + size
-            rrset = RRset(value[HEADER_SIZE + 1 : soa_at], rrtypes.SOA, ttl, value[soa_at:split], value[split:])
-        else:
-            rrset = RRset(owner, rrtype, ttl, value[HEADER_SIZE:split], value[split:])
-        origin, transport, signer = self._source_list[source]
-        return Cached(
-            rrset, Evidence(flags >> LEVEL_AT & LEVEL), Rank(rank), bool(flags & LOCAL), negative,
-            bool(flags & VALIDATING), origin, transport, signer,
-            learned_ms / 1000, received_ms / 1000, expires_ms / 1000,
-        )  # fmt: skip
+        return expand(owner, rrtype, value, now, self._source_list)
 
     def answers(self, now: float) -> Iterator[Answer]:
         """What is held, as `slices` gives it, one by one. Between two of them, much may be looked at."""
@@ -458,7 +483,7 @@ class Cache:
     def _slice(self, keys: Iterable[bytes], used: int, now: float, now_bytes: bytes, as_learned: bool) -> list[Answer]:
         found: list[Answer] = []
         sources, negatives = self._source_list, self._negatives
-        wanted = USED | NEGATIVE | OWN_USE if as_learned else USED | NEGATIVE
+        wanted = USED | NEGATIVE | RAISED | (OWN_USE if as_learned else 0)
         for key in keys:
             value = self._held(key)
             if not value or value[25] & wanted != used or value[:8] <= now_bytes:
@@ -476,53 +501,40 @@ class Cache:
     # What is taken out
 
     def flush(self, name: bytes, now: float, *, subtree: bool = False) -> int:
-        """Forget a name, or it and everything below; what was learned before `now` is not taken in again either.
+        """Forget a name, or it and everything below, as `flushing` does; gives the number of entries removed."""
+        return sum(self.flushing(Flush(name, subtree=subtree), now))
 
-        Gives the number of entries removed.
+    def flushing(self, flush: Flush, now: float) -> Iterator[int]:
+        """Do a flush in steps of a shard, each giving the number of entries removed; other work may go on in between.
+
+        From the first step on nothing comes in that was learned before. With what a name had go the NXDOMAINs above
+        it, which deny it too.
         """
         self.generation += 1
-        self._flushes.note(name, int(now * 1000), subtree=subtree)
-        return self._remove(lambda key: key[:-2] == name or (subtree and is_at_or_below(key[:-2], name)))
-
-    def flush_all(self, now: float) -> int:
-        """Forget everything, and what is still on its way."""
-        self.generation += 1
-        self._flushes.note_all(int(now * 1000))
-        return self._remove(lambda key: True)
-
-    def flush_key_tag(self, signer: bytes, key_tag: int, now: float) -> int:
-        """Forget every RRset that an RRSIG by this key covers, and refuse what was learned of them before `now`."""
-        condemned = set()
+        self._flushes.note(flush, int(now * 1000))
+        denials = 0
+        for above in ancestors(flush.name) if self._negatives else ():
+            key = above + b"\0\0"
+            denials += self._shards[hash(key) & self._mask].forget(key)
+        yield denials
         for shard in self._shards:
-            for entries in (shard.young, shard.old):
-                for key, value in entries.items():
-                    if key_tags_of(value_signatures(value), signer) & {key_tag}:
-                        condemned.add(key)
-        for owner in {key[:-2] for key in condemned}:
-            self._flushes.note(owner, int(now * 1000))
-        self.generation += 1
-        return self._remove(lambda key: key in condemned)
+            yield shard.remove(flush.condemns)
 
-    def _remove(self, doomed: Callable[[bytes], bool]) -> int:
-        removed = 0
-        for shard in self._shards:
-            for entries, field in ((shard.young, "young_bytes"), (shard.old, "old_bytes")):
-                for key in [key for key in entries if doomed(key)]:
-                    size = len(key) + len(entries.pop(key)) + _ENTRY_OVERHEAD
-                    setattr(shard, field, getattr(shard, field) - size)
-                    removed += 1
-        return removed
+    def flushed_since(self, owner: bytes, then: float) -> bool:
+        """Whether what was asked at `then` about a name must not be kept or shared: it was flushed meanwhile."""
+        return self._flushes.cover(owner, int(then * 1000))
 
     def sweep(self, now: float, *, shards: int = 4) -> None:
-        """Let go of what has expired in a few shards; called about once a second, it comes round in about a minute."""
-        now_bytes = int(now * 1000).to_bytes(8, "big")
+        """Let go of what has expired in a few shards; called about once a second, it comes round in about a minute.
+
+        What is kept for `peek` goes first where a shard is half full: it must not push out what lives.
+        """
+        live, kept = (int(max(0.0, then) * 1000).to_bytes(8, "big") for then in (now, now - self.keep_expired))
         for _ in range(min(shards, len(self._shards))):
             shard = self._shards[self._next_sweep & self._mask]
             self._next_sweep += 1
-            before = len(shard.young) + len(shard.old)
-            shard.young, shard.young_bytes = _alive(shard.young, now_bytes)
-            shard.old, shard.old_bytes = _alive(shard.old, now_bytes)
-            self.expired += before - len(shard.young) - len(shard.old)
+            has_room = shard.is_below(self._generation_entries, self._generation_bytes)
+            self.expired += shard.sweep(kept if has_room else live)
 
     def statistics(self) -> dict[str, int]:
         """Plain counters and gauges."""
@@ -535,15 +547,5 @@ class Cache:
             "renewed": self.renewed,
             "evicted": self.evicted,
             "expired": self.expired,
+            "flushes": self.generation,
         }
-
-
-def _alive(entries: dict[bytes, bytes], now_bytes: bytes) -> tuple[dict[bytes, bytes], int]:
-    alive = {key: value for key, value in entries.items() if value[:8] > now_bytes}
-    return alive, sum(map(len, alive)) + sum(map(len, alive.values())) + _ENTRY_OVERHEAD * len(alive)
-
-
-def _end(rcode: int, chain: list[Cached], name: bytes, found: Cached) -> Lookup:
-    """A negative end of a chain."""
-    soa = found.rrset if found.rrset.rrs else None
-    return Lookup(rcode, tuple(chain), complete=True, target=name, soa=soa)

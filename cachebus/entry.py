@@ -6,10 +6,12 @@ Knows how an entry is packed and compared, not which one stays or where it is ke
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cachebus.answer import Answer, Evidence, RRset
+from cachebus.wire import rrtypes
 from cachebus.wire.message import canonical_set, records, rrsig_fields
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ OWN_USE: Final = 0x40
 """Local data for this node's own clients, without evidence that would let it be shared: never in a copy."""
 LEVELS: Final = 8
 """Levels of evidence, each from an origin that validates or not."""
+RAISED: Final = 0x80
+"""It lives longer than its zone says, for this node's own clients alone: never in a copy, nor in a refill."""
 LEVEL_AT: Final = 4
 LEVEL: Final = 0x03
 """Where the level of evidence stands, and how wide."""
@@ -115,6 +119,12 @@ class Lookup(NamedTuple):
     """For a negative end, where it is known."""
 
 
+def negative_end(rcode: int, chain: list[Cached], name: bytes, found: Cached) -> Lookup:
+    """A negative end of a chain."""
+    soa = found.rrset if found.rrset.rrs else None
+    return Lookup(rcode, tuple(chain), complete=True, target=name, soa=soa)
+
+
 def left(expires_ms: int, learned_ms: int, now: float) -> int:
     """Seconds that are left of a life at `now`; a clock that was set back must not lengthen it."""
     return max(0, int(min(expires_ms / 1000 - now, (expires_ms - learned_ms) / 1000)))
@@ -146,6 +156,26 @@ def entry(expires_ms: int, middle: bytes, rrs: bytes, sigs: bytes) -> bytes:
     if not sigs:
         return b"%b%b\0\0%b" % (expires, middle, rrs)
     return b"%b%b%b%b%b" % (expires, middle, len(sigs).to_bytes(2, "big"), rrs, sigs)
+
+
+def expand(owner: bytes, rrtype: int, value: bytes, now: float, sources: Sequence[tuple[str, str, str]]) -> Cached:
+    """An entry as it reads at `now`. `sources`: by number, (origin, transport, signer)."""
+    expires_ms, learned_ms, received_ms, rank, flags, source, sigs_length = HEADER.unpack_from(value)
+    ttl = left(expires_ms, learned_ms, now)
+    split = len(value) - sigs_length
+    negative = bool(flags & NEGATIVE)
+    if negative:
+        size = value[HEADER_SIZE] if len(value) > HEADER_SIZE else 0
+        soa_at = HEADER_SIZE + 1 + size
+        rrset = RRset(value[HEADER_SIZE + 1 : soa_at], rrtypes.SOA, ttl, value[soa_at:split], value[split:])
+    else:
+        rrset = RRset(owner, rrtype, ttl, value[HEADER_SIZE:split], value[split:])
+    origin, transport, signer = sources[source]
+    return Cached(
+        rrset, Evidence(flags >> LEVEL_AT & LEVEL), Rank(rank), bool(flags & LOCAL), negative,
+        bool(flags & VALIDATING), origin, transport, signer,
+        learned_ms / 1000, received_ms / 1000, expires_ms / 1000,
+    )  # fmt: skip
 
 
 def same_records(value: bytes, sigs_length: int, rrset: RRset) -> bool:
@@ -193,6 +223,19 @@ def standing(answer: Answer, *, own_use: bool) -> tuple[int, int]:
 def same_source(answer: Answer, other: Answer) -> bool:
     """Whether two answers are seen at once to have origin, transport and signer in common."""
     return answer[4] is other[4] and answer[7] is other[7] and answer[8] is other[8]
+
+
+def prolonged(value: bytes, until_ms: int) -> bytes:
+    """The entry with a longer life, as far as its signatures let it, and marked so; empty when it gains nothing."""
+    expires_ms = cap_by_signatures(value, len(value_signatures(value)), until_ms)
+    if expires_ms <= int.from_bytes(value[:8], "big"):
+        return b""
+    return EXPIRES.pack(expires_ms) + value[8:25] + bytes((value[25] | RAISED,)) + value[26:]
+
+
+def has_outlived_signatures(value: bytes, now_ms: int) -> bool:
+    """Whether the time of an RRSIG kept with the data is over."""
+    return cap_by_signatures(value, len(value_signatures(value)), now_ms) < now_ms
 
 
 def outlived(old: bytes, came: Came, expires_ms: i64) -> bool:

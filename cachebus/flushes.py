@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
-from cachebus.wire.name import ancestors
+from typing import NamedTuple
+
+from cachebus.entry import key_tags_of, value_signatures
+from cachebus.wire.name import ancestors, is_at_or_below
 
 MAX_FLUSHES = 10_000
 """Names whose last flush is remembered, each for `FLUSH_MEMORY`."""
 FLUSH_MEMORY = 600
 """Seconds: twice the largest fudge. When the memory is full, older flushes go, and nothing is taken that was learned in
 their time: a batch or a copy of a cache may bring answers of hours ago."""
+
+
+class Flush(NamedTuple):
+    """What is to be forgotten."""
+
+    name: bytes
+    """Lower-case wire form; the root, with `subtree`, is everything."""
+    subtree: bool = False
+    """Everything below the name too."""
+    rrtype: int | None = None
+    """This type alone, and that the name does not exist."""
+    key_tag: int | None = None
+    """What RRSIGs by this key of the zone `name` cover; then `subtree` is set, as they may cover all of it."""
+
+    @property
+    def is_all(self) -> bool:
+        """Everything there is."""
+        return self.subtree and self.name == b"\0" and self.rrtype is None and self.key_tag is None
+
+    def covers(self, owner: bytes) -> bool:
+        """Whether something is forgotten of this name."""
+        return owner == self.name or (self.subtree and is_at_or_below(owner, self.name))
+
+    def condemns(self, key: bytes, value: bytes) -> bool:
+        """Whether an entry of the cache goes."""
+        if not self.covers(key[:-2]):
+            return False
+        if self.key_tag is not None:
+            return self.key_tag in key_tags_of(value_signatures(value), self.name)
+        return self.rrtype is None or key[-2:] in (b"\0\0", self.rrtype.to_bytes(2, "big"))
 
 
 class Flushes:
@@ -22,13 +55,16 @@ class Flushes:
         self.names: dict[bytes, tuple[int, bool]] = {}
         """Name to the time of its flush, and whether it was one of everything below the name as well."""
 
-    def note(self, name: bytes, now_ms: int, *, subtree: bool = False) -> None:
-        """A name was flushed, with everything below it or alone."""
+    def note(self, flush: Flush, now_ms: int) -> None:
+        """Something was flushed. Of a name, that means all types here: what comes late is then learned anew."""
+        if flush.is_all:
+            self._note_all(now_ms)
+            return
         self._make_room(now_ms)
-        self.names[name] = (now_ms, subtree or (name in self.names and self.names[name][1]))
+        before = self.names.get(flush.name)
+        self.names[flush.name] = (now_ms, flush.subtree or (before is not None and before[1]))
 
-    def note_all(self, now_ms: int) -> None:
-        """Everything was flushed."""
+    def _note_all(self, now_ms: int) -> None:
         self.all_before = now_ms
         self.names.clear()
 
@@ -50,4 +86,4 @@ class Flushes:
             self.all_before = max(self.all_before, horizon)
         if len(self.names) >= MAX_FLUSHES:
             # Too many to tell apart: take them all for one flush of everything still on its way.
-            self.note_all(now_ms)
+            self._note_all(now_ms)

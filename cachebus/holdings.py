@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cachebus.flushes import Flush
+
 
 class Holdings:
     """What the local resolver is known to hold live, positive or negative, from what it told its clients. Bounded."""
@@ -26,6 +28,11 @@ class Holdings:
             if expires is not None and expires > now:
                 return True
         return False
+
+    def forget(self, flush: Flush) -> None:
+        """The resolver was made to forget something."""
+        self._young = {key: expires for key, expires in self._young.items() if not flush.covers(key[:-2])}
+        self._old = {key: expires for key, expires in self._old.items() if not flush.covers(key[:-2])}
 
     def clear(self) -> None:
         """The resolver has lost its cache."""

@@ -29,6 +29,7 @@ from cachebus.cache import Cache
 from cachebus.config import Config
 from cachebus.errors import CachebusError
 from cachebus.filters.noise import Noise
+from cachebus.flushes import Flush
 from cachebus.history import History
 from cachebus.holdings import Holdings
 from cachebus.metrics import render
@@ -167,6 +168,10 @@ class Parts:
         """Read what takes a while, before what runs has to make room. Raises `CachebusError`."""
         if self.shim is not None:
             await self.shim.prepare()
+
+    def forget(self, flush: Flush) -> int:
+        """Let go of what was flushed and is on its way out, or kept beside the cache; gives the number of things."""
+        return self.publisher.forget(flush) + (0 if self.shim is None else self.shim.flush(flush))
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -427,6 +432,21 @@ class Node:
         merged = await self._parts.snapshots.take(pieces)
         refused = {reason.value: count for reason, count in merged.refused.items()}
         return {"received": merged.received, "merged": merged.merged, "refused": refused}
+
+    async def flush(self, flush: Flush) -> Report:
+        """Forget something, here and in the sinks, and what of it is still on its way; what became of it."""
+        now, parts, cache = self._clock(), self._parts, self._keep.cache
+        steps = cache.flushing(flush, now)
+        removed = next(steps)
+        dropped = parts.forget(flush)
+        self._keep.holdings.forget(flush)
+        self._keep.history.record(now, flush.name, "flushed", "with everything below" if flush.subtree else "")
+        for step in steps:
+            removed += step
+            await asyncio.sleep(0)
+        outcomes = await asyncio.gather(*(sink.flush(flush, now) for sink in parts.sinks.values()))
+        sinks = {name: outcome.value for name, outcome in zip(parts.sinks, outcomes, strict=True)}
+        return {"removed": removed, "dropped": dropped, "generation": cache.generation, "sinks": sinks}
 
     def metrics(self) -> bytes:
         """The counters for Prometheus."""

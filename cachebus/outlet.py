@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cachebus.answer import Answer
+from cachebus.flushes import Flush
 from cachebus.ports import Codec, LeftOut, Transport
 
 _OVERHEAD = 16
@@ -61,6 +62,12 @@ class Outlet:
         waiting, self._waiting, self._octets, self.due = self._waiting, [], 0, None
         return self._emit(waiting, now) if waiting else []
 
+    def forget(self, flush: Flush) -> list[Answer]:
+        """Let go of what was flushed and waits here; gives it."""
+        gone = [answer for answer in self._waiting if is_flushed(answer, flush)]
+        self._waiting = [answer for answer in self._waiting if answer not in gone]
+        return gone
+
     def greet(self, now: float) -> None:
         """Say who is here, if the codec can: that shows peers what they missed when nothing else is sent."""
         self._send_if(self.codec.hello(now))
@@ -83,6 +90,11 @@ class Outlet:
     def _send_if(self, message: bytes | None) -> None:
         if message is not None:
             self.transport.send(message)
+
+
+def is_flushed(answer: Answer, flush: Flush) -> bool:
+    """Whether a flush takes a part of an answer."""
+    return any(flush.covers(rrset.owner) for rrset in answer.rrsets)
 
 
 def _size(answer: Answer) -> int:

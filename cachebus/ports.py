@@ -9,11 +9,13 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
 from cachebus.answer import Answer, Refusal
 from cachebus.filters.verdict import Verdict as Verdict  # the word of `Judge`, defined where the judges are
+from cachebus.flushes import Flush
 
 Clock = Callable[[], float]
 """Seconds since the epoch, wall clock. The daemon passes `time.time`, tests a `ManualClock`."""
@@ -249,6 +251,16 @@ class Transport(Running, Protocol):
 TransportFactory = Callable[[TransportSettings, Receive], Transport]
 
 
+class Flushed(Enum):
+    """What became of a flush in a sink."""
+
+    DONE = "done"
+    PENDING = "pending"
+    """It does not answer; done as soon as it does."""
+    UNABLE = "unable"
+    """It takes nothing back."""
+
+
 class Sink(Running, Protocol):
     """Where received answers go."""
 
@@ -258,4 +270,11 @@ class Sink(Running, Protocol):
 
     def refill(self) -> None:
         """Take note that the cache got many answers at once: they are to be taken from there. Never blocks."""
+        ...
+
+    async def flush(self, flush: Flush, now: float) -> Flushed:
+        """Take back what was given of this, and give nothing of it that was learned up to `now`, however late it comes.
+
+        Waits some seconds at most.
+        """
         ...

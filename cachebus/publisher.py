@@ -18,8 +18,9 @@ from cachebus.answer import Answer, Evidence, Refusal
 from cachebus.cache import Cache
 from cachebus.filters.noise import Noise
 from cachebus.filters.policy import Policy
+from cachebus.flushes import Flush
 from cachebus.history import History
-from cachebus.outlet import Outlet
+from cachebus.outlet import Outlet, is_flushed
 from cachebus.ports import Clock, LeftOut
 from cachebus.wire.message import same_data
 
@@ -101,6 +102,14 @@ class Publisher:
         self._idle.clear()
         self._wake.set()
         return None
+
+    def forget(self, flush: Flush) -> int:
+        """Send nothing of what was flushed and still waits; gives the number of answers."""
+        gone = {answer for outlet in self._outlets for answer in outlet.forget(flush)}
+        gone |= {answer for answer in self._queue if is_flushed(answer, flush)}
+        self._queue = deque(answer for answer in self._queue if answer not in gone)
+        self._unsend(gone)
+        return len(gone)
 
     def _known_from_peer(self, answer: Answer, now: float) -> Refusal | None:
         for rrset in answer.rrsets:

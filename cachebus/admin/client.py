@@ -12,6 +12,8 @@ from urllib.parse import urlencode
 
 from cachebus.errors import CachebusError, NodeUnreachable
 
+FLUSH_TIMEOUT = 60.0
+"""Seconds for a flush: of a large cache it takes some, and then the sinks get theirs."""
 TIMEOUT = 5.0
 """Seconds for connecting, and for each read; the node answers from memory."""
 COPY_TIMEOUT = 60.0
@@ -47,9 +49,18 @@ def ask(path: str, what: str, parameters: Mapping[str, str] | None = None, *, ti
 
     Raises `NodeUnreachable` when nobody answers properly there, `AdminRefused` when the question is wrong.
     """
+    return _request("GET", path, what, parameters, timeout)
+
+
+def tell(path: str, what: str, parameters: Mapping[str, str], *, timeout: float = FLUSH_TIMEOUT) -> Any:
+    """Have the node do `/v1/WHAT`; its report. Raises as `ask` does."""
+    return _request("POST", path, what, parameters, timeout)
+
+
+def _request(method: str, path: str, what: str, parameters: Mapping[str, str] | None, timeout: float) -> Any:
     target = f"/v1/{what}" + (f"?{urlencode(parameters)}" if parameters else "")
     with _asked(path, timeout) as connection:
-        connection.request("GET", target)
+        connection.request(method, target)
         response = connection.getresponse()
         body = response.read(MAX_REPLY + 1)
         status = response.status

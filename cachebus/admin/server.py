@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from cachebus.admin.orders import read_flush
 from cachebus.admin.view import NodeView, Report
 from cachebus.errors import FrameError, TransportError
 from cachebus.ports import Clock
@@ -66,7 +67,7 @@ class AdminServer:
             if self._path is not None:
                 listening = _listen_unix(self._path)
                 self._inode = _inode(self._path)
-                await self._serve(listening, {**self._monitoring(), **self._api()}, copies=True)
+                await self._serve(listening, {**self._monitoring(), **self._api()}, everything=True)
             if self._http is not None:
                 await self._serve(_listen_tcp(self._http), self._monitoring())
         except BaseException:
@@ -111,7 +112,7 @@ class AdminServer:
         listening: socket.socket,
         routes: Mapping[str, Callable[[web.Request], web.Response]],
         *,
-        copies: bool = False,
+        everything: bool = False,
     ) -> None:
         from aiohttp import web  # a node without `admin` does not pay for it
 
@@ -119,7 +120,8 @@ class AdminServer:
         application = web.Application(client_max_size=MAX_REQUEST)
         for path, answer in routes.items():
             application.router.add_get(path, self._handler(answer))
-        if copies:
+        if everything:
+            application.router.add_post("/v1/flush", self._flush)
             application.router.add_get("/v1/snapshot", self._give_copy, allow_head=False)
             application.router.add_put("/v1/snapshot", self._take_copy)
         runner = web.AppRunner(
@@ -170,6 +172,14 @@ class AdminServer:
             return _json(await self._view.take_copy(request.content.iter_any()))
         except FrameError as error:
             return _json({"error": str(error)}, status=400)
+
+    async def _flush(self, request: web.Request) -> web.Response:
+        self._requests += 1
+        try:
+            flush = read_flush(request.query)
+        except ValueError as error:
+            return _json({"error": str(error)}, status=400)
+        return _json(await self._view.flush(flush))
 
     def _metrics(self, request: web.Request) -> web.Response:
         from aiohttp import web

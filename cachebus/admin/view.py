@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from cachebus.flushes import Flush
+
 Report = Mapping[str, Any]
 """A JSON object, as the contract shapes it."""
 
@@ -26,6 +28,10 @@ class NodeView(Protocol):
 
     def metrics(self) -> bytes:
         """The counters in Prometheus' text format."""
+        ...
+
+    async def flush(self, flush: Flush) -> Report:
+        """Forget something, here and in the sinks; what became of it."""
         ...
 
     def give_copy(self) -> AsyncIterator[bytes]:

@@ -38,6 +38,7 @@ VERBS: Mapping[str, str] = {
     "status": "What a running node has sent, received, refused and dropped.",
     "why": "Where a name's data came from, and what happened to it.",
     "lookup": "What a running node's cache holds for a name.",
+    "flush": "Make a running node, and the resolver that it fills, forget a name or more.",
     "snapshot": "Save a running node's cache to a file, or load one.",
     "bench": "Measure the transports against their floor.",
     "version": "Print the version.",

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from cachebus.config.section import MAX_NAMES, Section
+from cachebus.config.shim_caching import Ecs, Failures, FailuresOrSwitch, ServeStaleOrSwitch, Ttl
 from cachebus.config.shim_local import BlockList, LocalData
 from cachebus.config.shim_swild import Swild
 from cachebus.config.values import Duration, File, Label, ListenAddress, Network, OrText, SocketAddress, parse_address
@@ -125,3 +126,13 @@ class Shim(Section):
     """Files of names that are not answered as the DNS would, by a name of yours."""
     swild: Swild = Field(default_factory=Swild)
     """Wildcards on intermediate nameservers."""
+    serve_stale: ServeStaleOrSwitch = None
+    """Answer from what has expired while no upstream answers; `off` unless set, `on` for its defaults."""
+    prefetch: bool | None = None
+    """Fetch what is asked for again shortly before it expires; where there are transports, unless set."""
+    failures: FailuresOrSwitch = Failures()
+    """How long failures are remembered; `off` asks each time."""
+    ttl: Ttl = Ttl()
+    """Bounds of TTLs."""
+    ecs: Ecs = Ecs()
+    """Client subnets."""

@@ -21,6 +21,16 @@ def check_shim(shim: Shim, tools: Tools) -> None:
         tools.file(("shim", "local_data", "hosts", index), path)
     for name, block_list in shim.block_lists.items():
         tools.file(("shim", "block_lists", name, "file"), block_list.file)
+    _caching(shim, tools)
+
+
+def _caching(shim: Shim, tools: Tools) -> None:
+    if shim.ttl.min > shim.ttl.max:
+        tools.report(("shim", "ttl", "min"), "is above `max`")
+    if shim.failures is not None and shim.failures.min > shim.failures.max:
+        tools.report(("shim", "failures", "min"), "is above `max`")
+    if shim.serve_stale is not None and shim.serve_stale.client_timer >= shim.timeout:
+        tools.report(("shim", "serve_stale", "client_timer"), "is not below `timeout`: no client waits for so long")
 
 
 def _upstream(place: Place, upstream: Upstream, shim: Shim, tools: Tools) -> None:

@@ -64,17 +64,20 @@ def compose_query(
     edns: bool = True,
     mix_case: bool = False,
     padded: bool = False,
+    options: bytes = b"",
 ) -> Outgoing:
-    """A query with a random ID, DO=1; `mix_case` randomises the case of the name (draft-vixie-dnsext-dns0x20)."""
+    """A query with a random ID, DO=1; `mix_case` randomises the case of the name (draft-vixie-dnsext-dns0x20).
+
+    `options`: EDNS options to send along, in wire form.
+    """
     flags = (RD if recurse else 0) | (CD if checking_disabled else 0)
     question = (mixed_case(qname) if mix_case else qname) + qtype.to_bytes(2, "big") + b"\0\1"
     opt = b""
     if edns:
-        options = b""
         if padded:
-            unpadded = HEADER_LENGTH + len(question) + 11 + 4
+            unpadded = HEADER_LENGTH + len(question) + 11 + len(options) + 4
             fill = -unpadded % PADDED_TO
-            options = _PADDING.to_bytes(2, "big") + fill.to_bytes(2, "big") + bytes(fill)
+            options += _PADDING.to_bytes(2, "big") + fill.to_bytes(2, "big") + bytes(fill)
         opt = bytes((0, 0, rrtypes.OPT)) + PAYLOAD.to_bytes(2, "big") + b"\0\0\x80\0"
         opt += len(options).to_bytes(2, "big") + options
     counts = b"\0\1\0\0\0\0\0\1" if edns else b"\0\1\0\0\0\0\0\0"

@@ -16,11 +16,13 @@ from typing import NamedTuple
 from cachebus.answer import Refusal, RRset
 from cachebus.errors import MessageError, TransportError
 from cachebus.filters.chain import MAX_CNAMES, chain_from
+from cachebus.filters.edns import STALE_CODES
 from cachebus.ports import Clock
 from cachebus.shim.exchange import NoSocketError
 from cachebus.shim.lookup import NOT_AN_RRSET, Later
 from cachebus.shim.query import Ede, Query, Response
 from cachebus.shim.settings import Choice, ShimSettings
+from cachebus.shim.subnet import reply_scope, subnet_option, wider
 from cachebus.shim.upstream import Quality, Reply, Upstream
 from cachebus.wire import rrtypes
 from cachebus.wire.message import AD, NOERROR, SERVFAIL, Message
@@ -41,25 +43,49 @@ _EDE_OPTION = 15
 _OPTION = struct.Struct("!HH")
 _PROOFS = frozenset({rrtypes.NSEC, rrtypes.NSEC3})
 
-Learn = Callable[[bytes, int, Reply, float], None]
-"""Called with the name and type asked, each good reply to a CD=0 question, and the time; must not raise."""
+Learn = Callable[[bytes, int, Reply, float, float], None]
+"""Called with the name and type asked, each good reply to a CD=0 question, the time, and when it was asked for; must
+not raise."""
 
 
-class _Key(NamedTuple):
+class Key(NamedTuple):
+    """What makes two look-ups one."""
+
     qname: bytes
     qtype: int
     checking_disabled: bool
+    generation: int = 0
+    """Of the cache: what is asked after a flush must not be answered by what was under way before."""
+    subnet: bytes = b""
+    """The client subnet option that upstreams are told."""
 
 
 class Forwarder:
     """The stage that asks upstreams. Equal questions under way share one look-up, whose task it owns."""
 
-    def __init__(self, settings: ShimSettings, upstreams: Sequence[Upstream], learn: Learn, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: ShimSettings,
+        upstreams: Sequence[Upstream],
+        learn: Learn,
+        clock: Clock,
+        *,
+        generation: Callable[[], int] = lambda: 0,
+        subnet: Callable[[Query], bytes] = lambda query: b"",
+        finished: Callable[[Key, Response | None], None] = lambda key, response: None,
+    ) -> None:
+        """`generation`: that of the cache; `subnet`: what upstreams are told of the client of a query.
+
+        `finished` is called at the end of each look-up, with what it gave; it must not raise.
+        """
         self._settings = settings
         self._upstreams = tuple(upstreams)
         self._learn = learn
         self._clock = clock
-        self._under_way: dict[_Key, asyncio.Task[Response | None]] = {}
+        self._generation = generation
+        self._subnet = subnet
+        self._finished = finished
+        self._under_way: dict[Key, asyncio.Task[Response | None]] = {}
         self._planned = 0
         self.forwarded = 0
         self.joined = 0
@@ -75,22 +101,26 @@ class Forwarder:
         """A way to wait for the upstreams' answer, None when none of them gives one; None without RD."""
         if not self._upstreams or not query.recursion_desired:
             return None
-        return partial(self._look_up, _Key(query.qname, query.qtype, query.checking_disabled))
+        return partial(self._look_up, self._key(query))
+
+    def _key(self, query: Query, *, checking_disabled: bool | None = None) -> Key:
+        unchecked = query.checking_disabled if checking_disabled is None else checking_disabled
+        return Key(query.qname, query.qtype, unchecked, self._generation(), self._subnet(query))
 
     def refresh(self, query: Query) -> None:
         """Fetch again what is about to expire; nobody waits for it. Left undone when there is much to do."""
-        key = _Key(query.qname, query.qtype, checking_disabled=False)
+        key = self._key(query, checking_disabled=False)
         if self._upstreams and key not in self._under_way and len(self._under_way) < self._settings.max_in_flight:
             self._start(key).add_done_callback(_log_bug)
 
-    def _start(self, key: _Key) -> asyncio.Task[Response | None]:
+    def _start(self, key: Key) -> asyncio.Task[Response | None]:
         self.forwarded += 1
-        task = asyncio.get_running_loop().create_task(self._resolve(key))
+        task = asyncio.get_running_loop().create_task(self._whole(key))
         self._under_way[key] = task
         task.add_done_callback(lambda _: self._under_way.pop(key))
         return task
 
-    async def _look_up(self, key: _Key) -> Response | None:
+    async def _look_up(self, key: Key) -> Response | None:
         task = self._under_way.get(key)
         if task is None:
             task = self._start(key)
@@ -106,14 +136,25 @@ class Forwarder:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _resolve(self, key: _Key) -> Response | None:
+    async def _whole(self, key: Key) -> Response | None:
+        try:
+            response = await self._resolve(key)
+        except NoSocketError:
+            self.failures += 1
+            return None  # this host's trouble, and over when it is: nothing to be remembered of the question
+        self._finished(key, response)
+        return response
+
+    async def _resolve(self, key: Key) -> Response | None:
         """The whole chain from the question, asking for each name an upstream left open. None when nobody answered."""
         deadline = asyncio.get_running_loop().time() + self._settings.timeout
         name = key.qname
         seen = {name}
         chain: list[RRset] = []
         authentic = True
+        scope = 0
         for _ in range(MAX_CNAMES):
+            asked = self._clock()
             reply = await self._ask(key._replace(qname=name), deadline)
             if reply is None or reply.quality is not Quality.GOOD:
                 self.failures += 1
@@ -122,13 +163,19 @@ class Forwarder:
             if isinstance(found, Refusal):
                 self.failures += 1
                 return Response(SERVFAIL, errors=((Ede.OTHER, f"the upstream's answer: {found.value}"),))
+            meant_for = reply_scope(reply.message, key.subnet)
+            if meant_for is None:
+                self.failures += 1
+                return Response(SERVFAIL, errors=((Ede.OTHER, "the upstream's answer is for another network"),))
+            scope = wider(scope, meant_for)
             if not key.checking_disabled:
-                self._learn(name, key.qtype, reply, self._clock())
+                self._learn(name, key.qtype, reply, self._clock(), asked)
             chain += found.rrsets
             authentic = authentic and reply.upstream.settings.validating and bool(reply.message.flags & AD)
             if found.target is None or reply.message.rcode != NOERROR or _says_no_data(reply.message):
                 authority = _authority(reply.message, complete=found.complete)
-                return Response(reply.message.rcode, tuple(chain), authority, authentic)
+                errors = _stale_errors(reply)
+                return Response(reply.message.rcode, tuple(chain), authority, authentic, errors, scope=scope)
             name = found.target
             if name in seen:
                 break
@@ -136,7 +183,7 @@ class Forwarder:
         self.failures += 1
         return Response(SERVFAIL, errors=((Ede.OTHER, "the CNAME chain loops or is too long"),))
 
-    async def _ask(self, key: _Key, deadline: float) -> Reply | None:
+    async def _ask(self, key: Key, deadline: float) -> Reply | None:
         """The first good reply; else the last bad one; None when nobody answered in time."""
         loop = asyncio.get_running_loop()
         race = _Race(key, self._plan(loop.time()))
@@ -151,6 +198,8 @@ class Forwarder:
         finally:
             await race.end()
         self.timeouts += race.silent(loop.time())
+        if race.best is None and race.starved:
+            raise NoSocketError("no socket for a try")
         return race.best
 
     def _plan(self, now: float) -> list[Upstream]:
@@ -182,11 +231,13 @@ class Forwarder:
 class _Race:
     """The tries of one question: started one after the other, all waited for together."""
 
-    def __init__(self, key: _Key, plan: list[Upstream]) -> None:
+    def __init__(self, key: Key, plan: list[Upstream]) -> None:
         self._key = key
         self._plan = plan
         self._running: dict[asyncio.Task[Reply], tuple[Upstream, float]] = {}
         self.best: Reply | None = None
+        self.starved = False
+        """This host gave no socket for one of the tries."""
         self.next_start = 0.0
 
     @property
@@ -201,7 +252,9 @@ class _Race:
 
     def start(self, now: float) -> None:
         upstream = self._plan.pop(0)
-        question = upstream.ask(self._key.qname, self._key.qtype, checking_disabled=self._key.checking_disabled)
+        key = self._key
+        options = subnet_option(key.subnet) if key.subnet else b""
+        question = upstream.ask(key.qname, key.qtype, checking_disabled=key.checking_disabled, options=options)
         task = asyncio.get_running_loop().create_task(question)
         self._running[task] = (upstream, now)
         self.next_start = now + TRY_INTERVAL if self._plan else float("inf")
@@ -215,6 +268,7 @@ class _Race:
             try:
                 self._take(task.result())
             except NoSocketError:
+                self.starved = True
                 self.next_start = 0.0
             except (TransportError, MessageError, OSError):
                 self._give_up_on(upstream)
@@ -303,6 +357,11 @@ def _failure(reply: Reply) -> Response:
         code = Ede.NO_REACHABLE_AUTHORITY if reply.quality is Quality.LAME else Ede.NETWORK_ERROR
         errors = ((code, "the upstream failed"),)
     return Response(SERVFAIL, errors=errors)
+
+
+def _stale_errors(reply: Reply) -> tuple[tuple[int, str], ...]:
+    """That an answer is stale: the client must know, for it shows nowhere else."""
+    return tuple(error for error in _upstream_errors(reply.message) if error[0] in STALE_CODES)
 
 
 def _upstream_errors(message: Message) -> tuple[tuple[int, str], ...]:

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.cache import Cache
 from cachebus.filters.chain import DEFAULT_SWILD, limit
+from cachebus.filters.edns import refusal_in
 from cachebus.filters.settings import JudgeSettings
 from cachebus.filters.upstream import UpstreamTrust, upstream_answers
+from cachebus.shim.caching import TtlSettings
 from cachebus.shim.forward import FoundChain, read_chain
 from cachebus.shim.lookup import NOT_AN_RRSET, is_wildcard_expansion
 from cachebus.shim.settings import UpstreamSettings
@@ -22,9 +24,6 @@ from cachebus.shim.upstream import Reply
 from cachebus.wire import rrtypes
 from cachebus.wire.message import AD, MAX_TTL, NOERROR, NXDOMAIN, Message, records, rrsig_fields
 from cachebus.wire.name import is_at_or_below
-
-MAX_NEGATIVE_TTL = 3 * 3600
-"""Seconds that "no such thing" is believed: one to three hours work well (RFC 2308 section 5)."""
 
 Learned = Callable[[Answer], object]
 """Called with each answer that may be shared, before it is kept here; must not block or raise."""
@@ -43,27 +42,40 @@ class Learner:
         max_ttl: int,
         swild_type: int = DEFAULT_SWILD,
         swilds: Swilds | None = None,
+        ttl: TtlSettings | None = None,
     ) -> None:
-        """`swilds`: told of each reply, for the SWILDs beside its answer; None where SWILD is switched off."""
+        """`max_ttl`: seconds, for what is shared; `ttl`: what the node's own clients are told, within it.
+
+        `swilds`: told of each reply, for the SWILDs beside its answer; None where SWILD is switched off.
+        """
         self._node = node
         self._cache = cache
         self._rules = JudgeSettings(
             name="shim", node=node, infrastructure=infrastructure, max_ttl=max_ttl, swild=swild_type
         )
         self._swilds = swilds
-        self._max_ttl = max_ttl
+        self._ttl = ttl or TtlSettings()
+        self._max_ttl = min(max_ttl, self._ttl.maximum)
         self._learned = learned
         self.shared = 0
         self.kept = 0
+        self.raised = 0
+        """RRsets that this node's clients are told for longer than their zone says."""
         self.not_shared: dict[Refusal, int] = {}
         """Reasons for which answers stayed with this node."""
 
-    def learn(self, qname: bytes, qtype: int, reply: Reply, now: float) -> None:
+    def learn(self, qname: bytes, qtype: int, reply: Reply, now: float, asked: float | None = None) -> None:
         """Hand on what may be shared, and keep what the reply says about `qname`.
 
-        In this order, because whoever shares it wants to know whether it was in the cache before.
+        In this order, because whoever shares it wants to know whether it was in the cache before. Neither is done with
+        what was flushed since `asked`, when the question was put; with what is true for some clients only (RFC 7871);
+        with what the upstream calls stale, which would begin a new life here.
         """
         query, response = reply.exchange
+        refusal = self._useless(qname, reply.message, now if asked is None else asked)
+        if refusal is not None:
+            self.not_shared[refusal] = self.not_shared.get(refusal, 0) + 1
+            return
         trust = _trust(reply.upstream.settings)
         verdict = upstream_answers(query, response, trust=trust, now=now, settings=self._rules)
         shared: list[Answer] = []
@@ -88,6 +100,14 @@ class Learner:
             answer._replace(rrsets=tuple(map(cap, answer.rrsets))) if answer.qtype == self._rules.swild else answer
             for answer in answers
         ]
+
+    def _useless(self, qname: bytes, message: Message, asked: float) -> Refusal | None:
+        if self._cache.flushed_since(qname, asked) or any(
+            self._cache.flushed_since(rrset.owner, asked) for rrset in message.answer
+        ):
+            return Refusal.FLUSHED
+        refusal = None if message.opt is None else refusal_in(message.opt.options)
+        return refusal if refusal in (Refusal.CLIENT_SUBNET, Refusal.STALE) else None
 
     def _keep(self, qname: bytes, qtype: int, reply: Reply, shared: Sequence[Answer], now: float) -> None:
         message = reply.message
@@ -122,6 +142,15 @@ class Learner:
         answer = Answer(qname, qtype, rrsets, evidence, self._node, now, validating)
         if self._cache.put(answer, now, own_use=not _is_part(answer, shared)) is None:
             self.kept += 1
+            for rrset in rrsets if self._ttl.minimum else ():
+                self._raise(rrset, now)
+
+    def _raise(self, rrset: RRset, now: float) -> None:
+        """Let our own clients have it for the configured time at least; never beyond what its signer meant."""
+        most = min((rrsig_fields(rdata).original_ttl for _, _, rdata in records(rrset.sigs)), default=MAX_TTL)
+        least = min(self._ttl.minimum, most)
+        if rrset.ttl < least:
+            self.raised += self._cache.prolong(rrset.owner, rrset.type, least, now)
 
     def _keep_denial(self, name: bytes, qtype: int, message: Message, now: float) -> None:
         """RFC 2308: only with the zone's SOA, which says for how long."""
@@ -131,7 +160,7 @@ class Learner:
                 if soa is None:
                     return
                 minimum = int.from_bytes(records(soa.rrs)[0][2][-4:], "big")
-                ttl = min(soa.ttl, minimum, MAX_NEGATIVE_TTL)
+                ttl = min(soa.ttl, minimum, self._ttl.negative)
                 asked = 0 if message.rcode == NXDOMAIN else qtype
                 if ttl > 0 and self._cache.put_negative(name, asked, message.rcode, soa, ttl, now, self._node) is None:
                     self.kept += 1

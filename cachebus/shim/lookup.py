@@ -109,7 +109,7 @@ class CacheStage:
         found = self._cache.resolve(query.qname, query.qtype, now)
         if found is None or not found.complete:
             return None
-        if not self._suits(query, found):
+        if (query.do or query.checking_disabled) and not suits(query, found, last_resort=self._last_resort):
             self.unsuitable += 1
             return None
         self.hits += 1
@@ -117,34 +117,35 @@ class CacheStage:
             self.refreshed += 1
             self._refresh(query)
         chain = tuple([cached.rrset for cached in found.chain])
-        if _is_negative(found):
+        if is_negative(found):
             return Response(found.rcode, chain, () if found.soa is None else (found.soa,))
         authentic = all(one.evidence is Evidence.VALIDATED for one in found.chain)
         return Response(found.rcode, chain, (), authentic)
 
-    def _suits(self, query: Query, found: Lookup) -> bool:
-        if not query.do and not query.checking_disabled:
-            return True
-        if query.checking_disabled and not all(map(_safe_unchecked, found.chain)):
-            return False
-        if not query.do:
-            return True
-        if _is_negative(found):
-            return False
-        after_dname = False
-        for cached in found.chain:
-            rrset = cached.rrset
-            synthesised = after_dname and rrset.type == rrtypes.CNAME
-            after_dname = rrset.type == rrtypes.DNAME
-            if rrset.sigs:
-                if is_wildcard_expansion(rrset):
-                    return False
-            elif not (synthesised or _surely_unsigned(cached) or (self._last_resort and not query.checking_disabled)):
-                return False
+
+def suits(query: Query, found: Lookup, *, last_resort: bool) -> bool:
+    """Whether a client may be given what the cache knows; see `CacheStage`."""
+    if query.checking_disabled and not all(map(_safe_unchecked, found.chain)):
+        return False
+    if not query.do:
         return True
+    if is_negative(found):
+        return False
+    after_dname = False
+    for cached in found.chain:
+        rrset = cached.rrset
+        synthesised = after_dname and rrset.type == rrtypes.CNAME
+        after_dname = rrset.type == rrtypes.DNAME
+        if rrset.sigs:
+            if is_wildcard_expansion(rrset):
+                return False
+        elif not (synthesised or _surely_unsigned(cached) or (last_resort and not query.checking_disabled)):
+            return False
+    return True
 
 
-def _is_negative(found: Lookup) -> bool:
+def is_negative(found: Lookup) -> bool:
+    """Whether the end of the chain is that there is nothing."""
     return found.rcode != NOERROR or not found.chain or found.chain[-1].rrset.owner != found.target
 
 

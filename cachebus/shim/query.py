@@ -33,11 +33,14 @@ class Ede:
     """Extended DNS Error codes the shim uses (RFC 8914 section 4)."""
 
     OTHER = 0
+    STALE_ANSWER = 3
+    CACHED_ERROR = 13
     NOT_READY = 14
     BLOCKED = 15
     CENSORED = 16
     FILTERED = 17
     PROHIBITED = 18
+    STALE_NXDOMAIN = 19
     NOT_AUTHORITATIVE = 20
     NO_REACHABLE_AUTHORITY = 22
     NETWORK_ERROR = 23
@@ -80,6 +83,8 @@ class Query(NamedTuple):
     """Uncompressed wire form, lower case."""
     qtype: int
     edns: Edns | None
+    client: str = ""
+    """The client's address, where its subnet is told to upstreams; else empty."""
 
     @property
     def do(self) -> bool:
@@ -137,6 +142,10 @@ class Response(NamedTuple):
     """Extended DNS Errors: (code, text)."""
     additional: tuple[RRset, ...] = ()
     """What may be left out where it does not fit."""
+    scope: int = 0
+    """Bits of the client's network for which this is the answer; 0: everybody, -1: this client alone."""
+    subnet: bytes = b""
+    """Data of the client subnet option in the reply, for a client that sent one."""
 
 
 def parse_query(wire: bytes) -> Query | Error | Drop:

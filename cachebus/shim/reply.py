@@ -18,6 +18,7 @@ MAX_STREAM_PAYLOAD = 65535
 MAX_ERROR_TEXT = 200
 """Bytes of an Extended DNS Error's text: it must never be what makes a reply too big."""
 
+_SUBNET = 8
 _EDE = 15
 _NOT_COPIED = 0xFFFF ^ (RD | CD)
 _OPCODE_AND_RD = 0x7900
@@ -37,7 +38,8 @@ def compose_reply(query: Query, response: Response, limit: int) -> bytes:
     flags = QR | RA | (query.flags & ~_NOT_COPIED) | (response.rcode & 0xF)
     if response.authentic and query.wants_ad:
         flags |= AD
-    opt = compose_opt(query.edns, response.rcode, response.errors) if query.edns is not None else b""
+    subnet = response.subnet
+    opt = compose_opt(query.edns, response.rcode, response.errors, subnet=subnet) if query.edns is not None else b""
     composer = Composer(query.question, query.qname)
     do = query.do
     answers = 0
@@ -56,7 +58,7 @@ def compose_reply(query: Query, response: Response, limit: int) -> bytes:
         composer = Composer(query.question, query.qname)
         flags = flags & ~AD | TC
         answers = authorities = additionals = 0
-        opt = compose_opt(query.edns, response.rcode, ()) if query.edns is not None else b""
+        opt = compose_opt(query.edns, response.rcode, (), subnet=subnet) if query.edns is not None else b""
     if opt:
         composer.raw(opt)
     return composer.finish(ident, flags, (1, answers, authorities, additionals + bool(opt)))
@@ -71,9 +73,9 @@ def compose_error(error: Error) -> bytes:
     return error.id + flags.to_bytes(2, "big") + counts + error.question + tail
 
 
-def compose_opt(edns: Edns | None, rcode: int, errors: Iterable[tuple[int, str]]) -> bytes:
+def compose_opt(edns: Edns | None, rcode: int, errors: Iterable[tuple[int, str]], *, subnet: bytes = b"") -> bytes:
     """Our OPT record: version 0, DO as the client set it (RFC 3225), Extended DNS Errors (RFC 8914)."""
-    options = b""
+    options = _SUBNET.to_bytes(2, "big") + len(subnet).to_bytes(2, "big") + subnet if subnet else b""
     for code, text in errors:
         data = code.to_bytes(2, "big") + text.encode()[:MAX_ERROR_TEXT]
         options += _EDE.to_bytes(2, "big") + len(data).to_bytes(2, "big") + data

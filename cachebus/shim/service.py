@@ -28,13 +28,24 @@ class Service:
     """Answers client messages. Any bytes give a reply or silence, and never an exception."""
 
     def __init__(
-        self, order: LookupOrder, tasks: Tasks, clock: Clock, *, allow: Sequence[Network], max_in_flight: int
+        self,
+        order: LookupOrder,
+        tasks: Tasks,
+        clock: Clock,
+        *,
+        allow: Sequence[Network],
+        max_in_flight: int,
+        notes_client: bool = False,
     ) -> None:
-        """`tasks`: where listeners run the coroutines that `handle` gives, and by which it sees how many there are."""
+        """`tasks`: where listeners run the coroutines that `handle` gives, and by which it sees how many there are.
+
+        `notes_client`: the query is given the client's address, for whose subnet answers may differ.
+        """
         self._order = order
         self._tasks = tasks
         self._allow = tuple(allow)
         self._max_in_flight = max_in_flight
+        self._notes_client = notes_client
         self._clock = clock
         self.counters = dict.fromkeys(
             ("queries", "prohibited", "overloaded", "errors", "servfail", "nxdomain", *(drop.value for drop in Drop)), 0
@@ -54,6 +65,8 @@ class Service:
         if not self._is_allowed(client):  # looked up each time: no client's address outlives its question
             self.counters["prohibited"] += 1
             return compose_reply(query, _PROHIBITED, limit)
+        if self._notes_client:
+            query = query._replace(client=client)
         response = self._order.answer(query, self._clock())
         if isinstance(response, Response):
             return self._compose(query, response, limit)

@@ -12,6 +12,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from cachebus.errors import ConfigError
 from cachebus.filters.chain import DEFAULT_MAX_TTL
+from cachebus.shim.caching import CachingSettings
 from cachebus.shim.local_settings import LocalSettings
 from cachebus.shim.swild_owners import SwildSettings
 
@@ -132,6 +133,8 @@ class ShimSettings:
     local: LocalSettings = field(default_factory=LocalSettings)
     """What is answered before everything else."""
     swild: SwildSettings = field(default_factory=SwildSettings)
+    caching: CachingSettings = field(default_factory=CachingSettings)
+    """What is kept for how long, and what is answered when upstreams do not."""
 
     def __post_init__(self) -> None:
         if not self.listen:

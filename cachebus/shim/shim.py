@@ -10,15 +10,19 @@ from types import TracebackType
 from typing import Self
 
 from cachebus.cache import Cache
+from cachebus.flushes import Flush
 from cachebus.ports import Clock
-from cachebus.shim.forward import Forwarder
+from cachebus.shim.failures import Failures, FailureStage, question_key
+from cachebus.shim.forward import Forwarder, Key
 from cachebus.shim.learn import Learned, Learner
 from cachebus.shim.local import LocalStage
 from cachebus.shim.lookup import CacheStage, LookupOrder, Stage
-from cachebus.shim.query import Query
+from cachebus.shim.query import Query, Response
 from cachebus.shim.server import Server
 from cachebus.shim.service import Service
 from cachebus.shim.settings import Endpoint, ShimSettings
+from cachebus.shim.stale import StaleStage
+from cachebus.shim.subnet import SubnetOrder, Subnets, SubnetStage
 from cachebus.shim.swild import SwildStage
 from cachebus.shim.swild_owners import Swilds
 from cachebus.shim.tasks import Tasks
@@ -33,8 +37,13 @@ class Shim:
     """
 
     def __init__(self, settings: ShimSettings, cache: Cache, learned: Learned, clock: Clock) -> None:
-        self._upstreams = [Upstream(upstream) for upstream in settings.upstreams]
+        self._settings = settings
         self._cache = cache
+        self._upstreams = [Upstream(upstream) for upstream in settings.upstreams]
+        caching = settings.caching
+        self._clock = clock
+        self._failures = Failures(caching.failures)
+        self._subnets = Subnets(caching.subnet)
         self._swilds = None
         if settings.swild.zones:
             self._swilds = Swilds(cache, settings.swild, self._ask_for_swild if settings.upstreams else None)
@@ -46,17 +55,42 @@ class Shim:
             max_ttl=settings.max_ttl,
             swild_type=settings.swild.type,
             swilds=self._swilds,
+            ttl=caching.ttl,
         )
-        self._forwarder = Forwarder(settings, self._upstreams, self._learner.learn, clock)
-        self._cached = CacheStage(cache, refresh=self._forwarder.refresh if settings.refresh else None)
+        self._forwarder = Forwarder(
+            settings,
+            self._upstreams,
+            self._learner.learn,
+            clock,
+            generation=lambda: cache.generation,
+            subnet=self._subnets.of,
+            finished=self._finished,
+        )
+        self._cached = CacheStage(cache, refresh=self._refresh if settings.refresh else None)
         self._last_resort = CacheStage(cache, last_resort=True)
-        rest: list[Stage] = [self._forwarder, self._last_resort]
+        self._failing = FailureStage(self._failures, self._forwarder, self._last_resort)
+        self._stale: StaleStage | None = None
+        ask: Stage = self._failing
+        if caching.stale is not None:
+            ask = self._stale = StaleStage(caching.stale, cache, self._failures, self._failing, clock)
+        rest: list[Stage] = [ask, self._last_resort]
         self._swild = self._make_swild(settings, rest, clock)
         stages: list[Stage] = [self._cached, *([self._swild] if self._swild else []), *rest]
-        self._local = LocalStage(settings.local, LookupOrder(stages, clock), clock)
-        order = LookupOrder([self._local, *stages], clock)
+        behind = LookupOrder(stages, clock)
+        if caching.subnet.send:
+            stages.insert(0, SubnetStage(self._subnets, ask))
+        self._local = LocalStage(settings.local, behind, clock)
+        stages.insert(0, self._local)
+        order = SubnetOrder(stages, clock) if caching.subnet.send else LookupOrder(stages, clock)
         self._tasks = Tasks()
-        self._service = Service(order, self._tasks, clock, allow=settings.allow, max_in_flight=settings.max_in_flight)
+        self._service = Service(
+            order,
+            self._tasks,
+            clock,
+            allow=settings.allow,
+            max_in_flight=settings.max_in_flight,
+            notes_client=caching.subnet.send,
+        )
         self._server = Server(settings.listen, self._service, self._tasks, max_connections=settings.max_tcp_connections)
 
     def _make_swild(self, settings: ShimSettings, rest: Sequence[Stage], clock: Clock) -> SwildStage | None:
@@ -81,6 +115,23 @@ class Shim:
         """Where it listens, once entered."""
         return self._server.endpoints
 
+    def _refresh(self, query: Query) -> None:
+        """Fetch again what is about to expire, unless that has just failed: each further client would try once more."""
+        question = question_key(query.qname, query.qtype, checking_disabled=False)
+        if self._failures.errors(question, self._clock()) is None:
+            self._forwarder.refresh(query)
+
+    def _finished(self, key: Key, response: Response | None) -> None:
+        now = self._clock()
+        question = question_key(key.qname, key.qtype, checking_disabled=key.checking_disabled)
+        self._failures.finished(question, response, now)
+        if key.subnet and key.generation == self._cache.generation:
+            self._subnets.finished(key.qname, key.qtype, key.subnet, response, now)
+
+    def flush(self, flush: Flush) -> int:
+        """Forget what is kept beside the cache; gives the number of failures and of answers for networks."""
+        return self._failures.forget(flush) + self._subnets.forget(flush)
+
     async def prepare(self) -> None:
         """Read what takes a while, so that nobody waits for it later. Raises `ConfigError` for a wrong file."""
         await self._local.load()
@@ -89,6 +140,8 @@ class Shim:
         if self._swilds is not None:
             self._swilds.inherit(getattr(self._cache.observer, "__self__", None))
         self._cache.observer = None if self._swilds is None else self._swilds.observe
+        stale = self._settings.caching.stale
+        self._cache.keep_expired = 0.0 if stale is None else float(stale.max_age)
         await self._server.__aenter__()
         return self
 
@@ -124,6 +177,10 @@ class Shim:
             **self._local.statistics(),
             "learned": self._learner.shared,
             "kept": self._learner.kept,
+            "ttl_raised": self._learner.raised,
+            **self._failing.statistics(),
+            **({} if self._stale is None else self._stale.statistics()),
+            **(self._subnets.statistics() if self._settings.caching.subnet.send else {}),
             **self._server.statistics(),
         }
         if self._swild is not None:

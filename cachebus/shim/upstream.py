@@ -110,21 +110,23 @@ class Upstream:
         """Upstreams whose worth differs are judged differently, so speed must not choose between them."""
         return self.settings.validating, self.settings.authoritative
 
-    async def ask(self, qname: bytes, qtype: int, *, checking_disabled: bool) -> Reply:
-        """Ask with DO=1 and give the reply, over TCP where UDP's is cut or 0x20 is not kept.
+    async def ask(self, qname: bytes, qtype: int, *, checking_disabled: bool, options: bytes = b"") -> Reply:
+        """Ask with DO=1 and the EDNS `options`, and give the reply, over TCP where UDP's is cut or 0x20 is not kept.
 
         A server that does not know EDNS is asked without (RFC 6891 section 6.2.2). Waits until cancelled. Raises
         `TransportError` when the link fails, `MessageError` when the reply cannot be read.
         """
         loop = asyncio.get_running_loop()
         self.health.asked = begun = loop.time()
-        reply = await self._ask(qname, qtype, checking_disabled=checking_disabled, edns=True)
+        reply = await self._ask(qname, qtype, checking_disabled=checking_disabled, edns=True, options=options)
         self.health.took(loop.time() - begun)
         if reply.message.rcode in (FORMERR, NOTIMP) and reply.message.opt is None:
             reply = await self._ask(qname, qtype, checking_disabled=checking_disabled, edns=False)
         return reply
 
-    async def _ask(self, qname: bytes, qtype: int, *, checking_disabled: bool, edns: bool) -> Reply:
+    async def _ask(
+        self, qname: bytes, qtype: int, *, checking_disabled: bool, edns: bool, options: bytes = b""
+    ) -> Reply:
         def compose(*, mix_case: bool) -> Outgoing:
             return compose_query(
                 qname,
@@ -134,6 +136,7 @@ class Upstream:
                 edns=edns,
                 mix_case=mix_case,
                 padded=self.encrypted,
+                options=options,
             )
 
         exchange = None

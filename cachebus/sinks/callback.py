@@ -20,6 +20,8 @@ from typing import Self, cast
 
 from cachebus.answer import Answer
 from cachebus.errors import ConfigError
+from cachebus.flushes import Flush
+from cachebus.ports import Flushed
 
 DEFAULT_QUEUED = 10_000
 """Answers waiting for the callback, 1 to `MAX_QUEUED`: some ten seconds of a busy cluster."""
@@ -112,6 +114,10 @@ class CallbackSink:
 
     def refill(self) -> None:
         """Nothing: a function is called with what arrives, not with what a copy of a cache held."""
+
+    async def flush(self, flush: Flush, now: float) -> Flushed:
+        """Nothing: what a function was called with it has."""
+        return Flushed.UNABLE
 
     def statistics(self) -> Mapping[str, int]:
         """`queued` now; `called`, `dropped`, `errors` (calls that raised) since the start."""

@@ -19,10 +19,12 @@ from typing import NamedTuple, Protocol, Self
 
 from cachebus.answer import Answer
 from cachebus.errors import ConfigError, MessageError, ResolverError
-from cachebus.ports import Clock
+from cachebus.flushes import Flush, Flushes
+from cachebus.ports import Clock, Flushed
 from cachebus.sinks.chains import Chains
 from cachebus.unbound.control import CommandRefused, ControlChannel, ControlTls, ResolverGone
 from cachebus.unbound.dump import Entry, compose, dump, name_text
+from cachebus.unbound.flush import flush_commands
 
 DEFAULT_RATE = 1000
 """Answers a second. Loading one takes about 70 us of an Unbound thread: this is 7 % of one thread at most."""
@@ -47,6 +49,10 @@ RETRY_INTERVAL = 0.2
 """Seconds between two attempts to reach a resolver that is down. A refused connection costs microseconds."""
 LEAVE_TIME = 1.0
 """Seconds to take our mark out of the resolver when the node ends; a resolver that hangs must not hold it up."""
+FLUSH_TIME = 5.0
+"""Seconds that a flush is waited for: for `flush_zone` Unbound looks at everything that it holds."""
+MAX_FLUSHES = 100
+"""Flushes that wait for a resolver that does not answer; one more makes them a single one of everything."""
 MAX_UNLOADABLE = 4096
 """Remembered answers that Unbound could not parse; the oldest is forgotten, and costs one more bisection."""
 _LOOKS = 1024
@@ -86,6 +92,11 @@ class _Item(NamedTuple):
         return self.answer.qname, self.answer.qtype
 
 
+class _Order(NamedTuple):
+    flush: Flush
+    done: asyncio.Future[Flushed]
+
+
 class UnboundSink:
     """The `Sink` of ports.py for one Unbound with a single process (several threads are fine)."""
 
@@ -119,13 +130,15 @@ class UnboundSink:
         self._refill: Iterator[Answer] | None = None
         self._refill_wanted = False
         self._doubtful: list[_Item] = []
+        self._flushes = Flushes()
+        self._orders: list[_Order] = []
         self._known_unloadable: OrderedDict[int, None] = OrderedDict()
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._counts = dict.fromkeys(
             (
                 "filled", "batches", "dropped", "replaced", "skipped_held", "unloadable", "expired", "withdrawn",
-                "refills", "reconnects", "errors",
+                "refills", "reconnects", "errors", "flushes", "flushes_failed", "kept_out",
             ),
             0,
         )  # fmt: skip
@@ -161,10 +174,46 @@ class UnboundSink:
         self._queue[question] = answer
         self._work.set()
 
+    async def flush(self, flush: Flush, now: float) -> Flushed:
+        """Have the resolver forget something, after the load under way and before any other.
+
+        What waits here, and was learned up to `now`, is not given either. What the resolver itself is asking for at
+        the moment is its own business.
+        """
+        self._flushes.note(flush, int(now * 1000))
+        if len(self._orders) >= MAX_FLUSHES:
+            flush = Flush(b"\0", subtree=True)
+            self._orders = [order._replace(flush=flush) for order in self._orders[:1]]
+        order = _Order(flush, asyncio.get_running_loop().create_future())
+        self._orders.append(order)
+        self._work.set()
+        done, _ = await asyncio.wait((order.done,), timeout=FLUSH_TIME)
+        return order.done.result() if done else Flushed.PENDING
+
+    async def _take_back(self) -> None:
+        order = self._orders[0]
+        outcome = Flushed.DONE
+        try:
+            for command in flush_commands(order.flush):
+                await self._channel.command(command)
+        except CommandRefused as error:
+            # One that ends empties its cache by that; one that says no says it again.
+            outcome = Flushed.UNABLE
+            self._counts["flushes_failed"] += 1
+            _log.warning("sink %s: not flushed: %s", self._name, error)
+        except ResolverError as error:
+            self._stall(error)
+            return
+        self._counts["flushes"] += outcome is Flushed.DONE
+        self._orders = [other for other in self._orders if other is not order]
+        if not order.done.done():
+            order.done.set_result(outcome)
+
     def statistics(self) -> Mapping[str, int]:
         """Counters, and what is so now: `queued`; `refilling` and `up` (the resolver answers) as 0 or 1."""
         return {
             "queued": len(self._queue),
+            "flushes_waiting": len(self._orders),
             "refilling": int(self._refill is not None),
             "up": int(self._state is LinkState.UP),
             **self._counts,
@@ -266,10 +315,14 @@ class UnboundSink:
     async def _fill(self) -> None:
         while True:
             await self._work.wait()
-            if self._state is not LinkState.UP or not (self._queue or self._refill is not None or self._doubtful):
+            if self._state is not LinkState.UP or not (
+                self._queue or self._refill is not None or self._doubtful or self._orders
+            ):
                 self._work.clear()
                 continue
-            if self._doubtful:
+            if self._orders:
+                await self._take_back()
+            elif self._doubtful:
                 await self._withdraw()
             elif batch := self._take(self._clock()):
                 await self._load(batch)
@@ -308,6 +361,10 @@ class UnboundSink:
     def _prepare(self, answer: Answer, now: float) -> _Item | None:
         if self._holdings.holds(answer.qname, answer.qtype, now):
             self._counts["skipped_held"] += 1
+            return None
+        learned_ms = int(answer.learned * 1000)
+        if any(self._flushes.cover(rrset.owner, learned_ms) for rrset in answer.rrsets):
+            self._counts["kept_out"] += 1
             return None
         if _identity(answer) in self._known_unloadable:
             self._counts["unloadable"] += 1

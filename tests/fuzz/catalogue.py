@@ -8,6 +8,7 @@ from tests.fuzz import (
     admin,
     batch,
     bus,
+    caching,
     cdns,
     configuration,
     form,
@@ -31,6 +32,7 @@ TARGETS: dict[str, type[Target[Any]]] = {
     for module in (
         messages,
         bus,
+        caching,
         batch,
         sequence,
         cdns,

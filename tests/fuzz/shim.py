@@ -10,6 +10,7 @@ from cachebus.answer import Answer, Refusal
 from cachebus.cache import Cache
 from cachebus.errors import MessageError
 from cachebus.shim import UpstreamSettings
+from cachebus.shim.caching import TtlSettings
 from cachebus.shim.exchange import CaseNotKeptError, Exchange, Outgoing, belongs
 from cachebus.shim.forward import read_chain
 from cachebus.shim.learn import Learner
@@ -152,7 +153,10 @@ class UpstreamReplyTarget(BytesTarget):
         trust: dict[str, Any] = ({}, {"authoritative": True}, {"validating": True})[below(rng, 3)]
         self._upstream = Upstream(UpstreamSettings(address=("127.0.0.1", 53), **trust))
         self._cache = Cache("n1", max_entries=1000)
-        self._learner = Learner("n1", self._cache, self._share, infrastructure=rng.random() < 0.2, max_ttl=86400)
+        ttl = TtlSettings(minimum=600 * below(rng, 2))
+        self._learner = Learner(
+            "n1", self._cache, self._share, infrastructure=rng.random() < 0.2, max_ttl=86400, ttl=ttl
+        )
         self._shared: list[Answer] = []
 
     def _share(self, answer: Answer) -> None:

@@ -34,6 +34,7 @@ TESTS = (
     "tests/property/test_form_fuzz.py",
     "tests/property/test_message_fuzz.py",
     "tests/unit/test_cache.py",
+    "tests/unit/test_cache_keeping.py",
     "tests/unit/test_cbor.py",
     "tests/unit/test_cdns_messages.py",
     "tests/unit/test_cdns_stream.py",

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.cache import SLICE, Cache
 from cachebus.entry import Rank
+from cachebus.flushes import Flush
 from cachebus.holdings import Holdings
 from cachebus.presentation import name_from_text
 from cachebus.wire import rrtypes
@@ -231,7 +232,7 @@ def test_flush_of_a_subtree() -> None:
     assert cache.flush(name_from_text("example.com"), NOW + 1, subtree=True) == 2
     assert cache.put(bus(address("new.example.com")), NOW + 2) is Refusal.FLUSHED
     assert cache.put(bus(address("badexample.com")), NOW + 2) is not Refusal.FLUSHED
-    assert cache.flush_all(NOW + 3) == 2
+    assert cache.flush(b"\0", NOW + 3, subtree=True) == 2
     assert cache.put(bus(address("example.net"), learned=NOW + 2), NOW + 4) is Refusal.FLUSHED
     assert cache.statistics()["entries"] == 0
 
@@ -242,7 +243,7 @@ def test_flush_by_key_tag() -> None:
         signed = rrset(owner, "A", "192.0.2.1", sigs=rrsig(owner, "A", key_tag=tag))
         cache.put(bus(answer(signed), Evidence.VALIDATED), NOW)
     cache.put(bus(address("c.example.com")), NOW)
-    assert cache.flush_key_tag(name_from_text("example.com"), 1, NOW + 1) == 1
+    assert sum(cache.flushing(Flush(name_from_text("example.com"), subtree=True, key_tag=1), NOW + 1)) == 1
     assert cache.get(name_from_text("a.example.com"), rrtypes.A, NOW + 1) is None
     assert cache.get(name_from_text("b.example.com"), rrtypes.A, NOW + 1) is not None
 
@@ -299,7 +300,7 @@ def test_the_account_of_bytes_is_true_after_everything() -> None:
             )
         cache.flush(name_from_text("n7.example.com"), NOW + round_ * 40 + 1)
         cache.sweep(NOW + round_ * 40 + 20, shards=256)
-    cache.flush_all(NOW + 1000)
+    cache.flush(b"\0", NOW + 1000, subtree=True)
     assert cache.statistics()["bytes"] == 0
 
 

@@ -34,7 +34,7 @@ def test_help_lists_every_verb_without_importing_any(capsys: pytest.CaptureFixtu
     assert lines == list(VERBS)
     assert lines == [
         "demo", "run", "init", "check", "schema", "keygen", "explain", "publish", "convert", "tail", "forward",
-        "status", "why", "lookup", "snapshot", "bench", "version",
+        "status", "why", "lookup", "flush", "snapshot", "bench", "version",
     ]  # fmt: skip
 
 
