@@ -10,7 +10,7 @@ to the garbage collector, and storing one costs no more than packing a header. I
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 from weakref import ref
 from zlib import crc32
@@ -28,6 +28,7 @@ from cachebus.entry import (
     Cached,
     Came,
     Lookup,
+    Observer,
     Rank,
     cap_by_signatures,
     entry,
@@ -86,8 +87,6 @@ _CNAME = rrtypes.CNAME.to_bytes(2, "big")
 _BETTER_KNOWN: Final = Refusal.BETTER_KNOWN
 _USUAL = tuple(rrtype.to_bytes(2, "big") for rrtype in (1, 28, 5, 15, 16, 2, 12, 33, 64, 65))
 """Types of nearly all data there is: what is looked for where an NXDOMAIN above says that there is none."""
-Observer = Callable[[Iterable[Answer], Sequence[Refusal | None], float], None]
-"""Told of what was put, what became of each, and when, after the fact; must not raise or put anything itself."""
 
 
 class Cache:

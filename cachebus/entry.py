@@ -6,11 +6,11 @@ Knows how an entry is packed and compared, not which one stays or where it is ke
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cachebus.answer import Answer, Evidence, RRset
+from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.wire import rrtypes
 from cachebus.wire.message import canonical_set, records, rrsig_fields
 
@@ -41,6 +41,10 @@ LEVEL: Final = 0x03
 _LEVELS = (Evidence.AUTHORITATIVE, *sorted(Evidence))
 """By the bits of a header, which are never 0. Calling the enumeration costs ten times as much."""
 _new = tuple.__new__
+
+
+Observer = Callable[[Iterable[Answer], Sequence[Refusal | None], float], None]
+"""Told of what was put, what became of each, and when, after the fact; must not raise or put anything itself."""
 
 
 class Rank(IntEnum):
