@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from cachebus.answer import RRset
+from cachebus.shim.padding import padding
 from cachebus.shim.query import MIN_PAYLOAD, Edns, Error, Query, Response
 from cachebus.wire import rrtypes
-from cachebus.wire.message import AD, CD, QR, RA, RD, TC, Composer
+from cachebus.wire.message import AD, CD, HEADER_LENGTH, QR, RA, RD, TC, Composer
 
 MAX_UDP_PAYLOAD = 1232
 """Bytes of a UDP reply, and the size our OPT announces: fits the smallest IPv6 MTU (DNS flag day 2020)."""
@@ -29,15 +31,26 @@ def udp_limit(edns: Edns | None) -> int:
     return MIN_PAYLOAD if edns is None else min(edns.payload, MAX_UDP_PAYLOAD)
 
 
-def compose_reply(query: Query, response: Response, limit: int) -> bytes:
+def compose_reply(
+    query: Query,
+    response: Response,
+    limit: int,
+    options: bytes = b"",
+    *,
+    padded: bool = False,
+    additional: Iterable[RRset] = (),
+) -> bytes:
     """The reply to `query`, at most `limit` bytes: what does not fit becomes an empty reply with TC=1 (RFC 2181 9).
 
-    RRSIGs and denial proofs go to DO=1 clients only, AD to those that understand it.
+    RRSIGs and denial proofs go to DO=1 clients only, AD to those that understand it. `options`: EDNS options that the
+    OPT carries, if there is one; `padded`: it is to hide the length. Of `additional` goes what fits.
     """
     flags = QR | RA | (query.flags & ~_NOT_COPIED) | (response.rcode & 0xF)
     if response.authentic and query.wants_ad:
         flags |= AD
-    opt = compose_opt(query.edns, response.rcode, response.errors) if query.edns is not None else b""
+    edns = query.edns
+    errors = response.errors
+    opt = b"" if edns is None else compose_opt(edns, response.rcode, errors, options)
     composer = Composer(query.question, query.qname)
     do = query.do
     answers = 0
@@ -52,24 +65,40 @@ def compose_reply(query: Query, response: Response, limit: int) -> bytes:
         composer = Composer(query.question, query.qname)
         flags = flags & ~AD | TC
         answers = authorities = 0
-        opt = compose_opt(query.edns, response.rcode, ()) if query.edns is not None else b""
+        additional = errors = ()
+        opt = b"" if edns is None else compose_opt(edns, response.rcode, errors, options)
+    extras = 0
+    for rrset in additional:
+        if composer.length + _most(rrset) + len(opt) <= limit:
+            extras += composer.add(rrset, rrset.ttl, sigs=do)
     if opt:
+        if padded:
+            options += padding(composer.length + len(opt), limit)
+            opt = compose_opt(edns, response.rcode, errors, options)
         composer.raw(opt)
-    return composer.finish(ident, flags, (1, answers, authorities, 1 if opt else 0))
+        extras += 1
+    return composer.finish(ident, flags, (1, answers, authorities, extras))
 
 
-def compose_error(error: Error) -> bytes:
-    """The reply to a message that asks nothing we may answer."""
+def _most(rrset: RRset) -> int:
+    """Bytes that an RRset takes at most: the first record has the whole owner, the others a pointer."""
+    return len(rrset.owner) + len(rrset.rrs) + len(rrset.sigs)
+
+
+def compose_error(error: Error, options: bytes = b"", *, padded: bool = False) -> bytes:
+    """The reply to a message that asks nothing we may answer; `options` and `padded` as for `compose_reply`."""
     flags = QR | (error.flags & _OPCODE_AND_RD) | (error.rcode & 0xF)
-    opt = compose_opt(error.edns, error.rcode, ()) if error.edns is not None else b""
+    opt = compose_opt(error.edns, error.rcode, (), options) if error.edns is not None else b""
+    if padded and opt:
+        length = HEADER_LENGTH + len(error.question) + len(opt) + len(error.tsig)
+        opt = compose_opt(error.edns, error.rcode, (), options + padding(length, MAX_STREAM_PAYLOAD))
     tail = opt + error.tsig
     counts = bytes((0, 1 if error.question else 0, 0, 0, 0, 0, 0, bool(opt) + bool(error.tsig)))
     return error.id + flags.to_bytes(2, "big") + counts + error.question + tail
 
 
-def compose_opt(edns: Edns | None, rcode: int, errors: Iterable[tuple[int, str]]) -> bytes:
-    """Our OPT record: version 0, DO as the client set it (RFC 3225), Extended DNS Errors (RFC 8914)."""
-    options = b""
+def compose_opt(edns: Edns | None, rcode: int, errors: Iterable[tuple[int, str]], options: bytes = b"") -> bytes:
+    """Our OPT record: version 0, DO as the client set it (RFC 3225), Extended DNS Errors (RFC 8914) after `options`."""
     for code, text in errors:
         data = code.to_bytes(2, "big") + text.encode()[:MAX_ERROR_TEXT]
         options += _EDE.to_bytes(2, "big") + len(data).to_bytes(2, "big") + data

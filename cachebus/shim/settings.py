@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import ip_address
 
 from cachebus.errors import ConfigError
 from cachebus.filters.chain import DEFAULT_MAX_TTL
+from cachebus.shim.access import LOOPBACK as LOOPBACK
+from cachebus.shim.access import Network as Network
+from cachebus.shim.front import FrontSettings
 
-Network = IPv4Network | IPv6Network
 Endpoint = tuple[str, int]
 """An IP address (no name: the shim is what resolves names) and a port."""
-
-LOOPBACK: tuple[Network, ...] = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
-"""Who is served unless `allow` says otherwise: an open resolver must be asked for by name."""
 
 DO53_PORT = 53
 DOT_PORT = 853
@@ -111,6 +110,8 @@ class ShimSettings:
     """Seconds, 1 to 7 days: what an upstream says longer is kept, and shared, for this long."""
     timeout: float = 4.5
     """0.1 to 60 seconds for one question, all tries together: a stub resolver gives up after 5."""
+    front: FrontSettings = field(default_factory=FrontSettings)
+    """What clients meet: access, cookies, padding, rate limits and the rest."""
 
     def __post_init__(self) -> None:
         if not self.listen:

@@ -37,7 +37,15 @@ class Shim:
         self._last_resort = CacheStage(cache, last_resort=True)
         order = LookupOrder([self._cached, self._forwarder, self._last_resort], clock)
         self._tasks = Tasks()
-        self._service = Service(order, self._tasks, clock, allow=settings.allow, max_in_flight=settings.max_in_flight)
+        self._service = Service(
+            order,
+            self._tasks,
+            clock,
+            allow=settings.allow,
+            max_in_flight=settings.max_in_flight,
+            front=settings.front,
+            cache=cache,
+        )
         self._server = Server(settings.listen, self._service, self._tasks, max_connections=settings.max_tcp_connections)
 
     @property
@@ -61,7 +69,7 @@ class Shim:
         """Counters since the start, and how much is under way now."""
         upstreams = self._upstreams
         found = {
-            **self._service.counters,
+            **self._service.statistics(),
             "in_flight": len(self._tasks),
             "hits": self._cached.hits,
             "refreshed": self._cached.refreshed,

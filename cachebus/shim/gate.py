@@ -1,0 +1,102 @@
+"""Who is served, and how often: access list, cookies and rate limit as one look at each message.
+
+Decides by address, EDNS options and time; knows no data. A message without EDNS options, where no rate is limited,
+needs `allows` alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cachebus.shim.access import LOOPBACK, AccessList, Network
+from cachebus.shim.cookies import COOKIE, Proof, ServerCookies
+from cachebus.shim.front import FrontSettings
+from cachebus.shim.limits import RateLimiter, Verdict
+from cachebus.shim.query import Channel, Error, Query, find_option
+from cachebus.shim.reply import compose_error
+from cachebus.wire.message import FORMERR, NOERROR, REFUSED, TC
+
+BADCOOKIE = 23
+"""Extended RCODE: ask again, with the cookie that is in this reply (RFC 7873 section 8)."""
+
+
+class Turned(NamedTuple):
+    """A message that is not looked at further: what it gets, None for silence."""
+
+    reply: bytes | None
+
+
+class Gate:
+    """Takes every message before its question is looked up."""
+
+    def __init__(self, allow: tuple[Network, ...] = LOOPBACK, settings: FrontSettings | None = None) -> None:
+        settings = settings or FrontSettings()
+        self.allows = AccessList(allow, settings.deny).allows
+        """Whether an address is served. Looked up each time: no client's address outlives its question."""
+        self.limiter = None if settings.rate_limit is None else RateLimiter(settings.rate_limit)
+        """None when no rate is limited, so that whoever asks need not come here."""
+        self._cookies = None if settings.cookies is None else ServerCookies(settings.cookies)
+        self.counters = dict.fromkeys(
+            ("cookies_valid", "cookies_given", "cookies_malformed", "badcookie", "limited_slipped", "limited_dropped"),
+            0,
+        )
+
+    def statistics(self) -> dict[str, int]:
+        """Counters since the start."""
+        evicted = 0 if self.limiter is None else self.limiter.evicted
+        return {**self.counters, "limiter_evicted": evicted}
+
+    def take(self, query: Query | Error, client: str, channel: Channel, now: float) -> bytes | Turned:
+        """The EDNS options that the reply is to carry, or `Turned` for a message that ends here.
+
+        `client`: the address it came from; not one that is no address.
+        """
+        counters = self.counters
+        edns = query.edns
+        options = b""
+        verified = channel is not Channel.UDP
+        has_cookie = False
+        if self._cookies is not None and edns is not None and edns.options:
+            data = find_option(edns.options, COOKIE)
+            if data is not None:
+                cookie = self._cookies.check(data, client, now)
+                if cookie is None:
+                    counters["cookies_malformed"] += 1
+                    return Turned(compose_error(_as_error(query, FORMERR)))
+                has_cookie = True
+                options = cookie.option
+                verified = verified or cookie.proof is Proof.GOOD
+                counters["cookies_valid" if cookie.proof is Proof.GOOD else "cookies_given"] += 1
+                if isinstance(query, Error) and not query.question and query.rcode == FORMERR:
+                    # Without a question, a cookie is what is asked for (RFC 7873 section 5.4).
+                    rcode = BADCOOKIE if cookie.proof is Proof.BAD else NOERROR
+                    query = query._replace(rcode=rcode)
+        if self.limiter is not None:
+            verdict = self.limiter.judge(client, now, verified=verified)
+            if verdict is not Verdict.PASS:
+                return self._over(query, options, channel, slips=verdict is Verdict.SLIP, has_cookie=has_cookie)
+        if isinstance(query, Error) and query.rcode in (NOERROR, BADCOOKIE):
+            counters["badcookie"] += query.rcode == BADCOOKIE
+            return Turned(compose_error(query, options))
+        return options
+
+    def _over(self, query: Query | Error, options: bytes, channel: Channel, *, slips: bool, has_cookie: bool) -> Turned:
+        """What a question over the limit gets: nothing, or a reply no larger than it that shows an honest client how
+        to prove its address, by a cookie or over TCP. Over a stream that has nothing to prove it is refused."""
+        if channel is not Channel.UDP:
+            self.counters["limited_dropped"] += 1
+            return Turned(compose_error(_as_error(query, REFUSED), options))
+        if not slips or isinstance(query, Error):
+            self.counters["limited_dropped"] += 1
+            return Turned(None)
+        self.counters["limited_slipped"] += 1
+        if has_cookie:
+            self.counters["badcookie"] += 1
+            return Turned(compose_error(_as_error(query, BADCOOKIE), options))
+        error = _as_error(query, NOERROR)
+        reply = compose_error(error, options)
+        return Turned(reply[:2] + bytes((reply[2] | TC >> 8,)) + reply[3:])
+
+
+def _as_error(query: Query | Error, rcode: int) -> Error:
+    return Error(query.id, query.flags, query.question, query.edns, rcode)
