@@ -11,10 +11,11 @@ from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
 
+from cachebus import __version__, registry
 from cachebus import config as configuration
-from cachebus import registry
 from cachebus.answer import Evidence
 from cachebus.config import Config, models
+from cachebus.config.shim import Shim as ShimSection
 from cachebus.errors import ConfigError, FrameError
 from cachebus.filters.cached import CacheJudge
 from cachebus.filters.noise import Noise, NoiseSettings
@@ -24,6 +25,10 @@ from cachebus.filters.trust import DirectJudge, DnstapJudge, IsFilled
 from cachebus.holdings import Holdings
 from cachebus.links import Owner, certificates, levels, make_codec, make_transport
 from cachebus.ports import Clock, Sink, Source
+from cachebus.shim.chaos import ChaosSettings
+from cachebus.shim.cookies import CookieSettings
+from cachebus.shim.front import FrontSettings
+from cachebus.shim.limits import RateLimit
 from cachebus.shim.settings import LOOPBACK, ShimSettings, UpstreamSettings
 from cachebus.sinks.callback import CallbackSink
 from cachebus.sinks.unbound import DEFAULT_RATE, Refill, UnboundSink
@@ -294,4 +299,34 @@ def make_shim_settings(config: Config) -> ShimSettings | None:
         refresh=bool(config.transports),
         infrastructure=config.share.infrastructure,
         max_ttl=config.share.max_ttl,
+        front=_make_front(config, shim),
+    )
+
+
+def _make_front(config: Config, shim: ShimSection) -> FrontSettings:
+    """What the shim's clients meet."""
+    limit, chaos = shim.rate_limit, shim.chaos
+    return FrontSettings(
+        deny=shim.deny,
+        cookies=CookieSettings(secrets=shim.cookies.secrets) if shim.cookies.enabled else None,
+        padding=shim.padding,
+        rate_limit=None
+        if limit is None or not limit.enabled
+        else RateLimit(
+            rate=limit.rate,
+            burst=limit.burst,
+            verified=limit.verified,
+            slip=limit.slip,
+            ipv4_prefix=limit.ipv4_prefix,
+            ipv6_prefix=limit.ipv6_prefix,
+            exempt=LOOPBACK if limit.exempt is None else limit.exempt,
+        ),
+        chaos=None
+        if chaos is None or not chaos.enabled
+        else ChaosSettings(
+            version=f"cachebus {__version__}" if chaos.version is None else chaos.version,
+            hostname=config.node if chaos.hostname is None else chaos.hostname,
+        ),
+        minimal=shim.minimal,
+        rotate=shim.rotate,
     )

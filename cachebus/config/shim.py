@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from cachebus.config.section import MAX_NAMES, Section
+from cachebus.config.shim_front import Chaos, Cookies, OrSwitch, RateLimit
 from cachebus.config.values import Duration, ListenAddress, Network, OrText, SocketAddress, parse_address
 
 DO53_PORT = 53
@@ -55,3 +56,17 @@ class Shim(Section):
     """Client questions that may wait for an upstream; one more gets SERVFAIL at once."""
     timeout: Duration = Field(default=4.5, ge=0.1, le=60)
     """Time for one question, all tries together: 0.1 to 60 seconds."""
+    deny: tuple[Network, ...] = Field(default=(), max_length=MAX_NAMES)
+    """Networks whose clients are not served, whatever `allow` says."""
+    cookies: Annotated[Cookies, OrSwitch()] = Cookies()
+    """DNS cookies for clients."""
+    padding: bool = True
+    """Replies over encrypted channels are padded, so that their length tells nothing (RFC 8467)."""
+    rate_limit: Annotated[RateLimit, OrSwitch()] | None = None
+    """Bounds for the questions of one network; off unless set."""
+    chaos: Annotated[Chaos, OrSwitch()] | None = None
+    """What the server tells about itself; nothing unless set."""
+    minimal: bool = True
+    """`false`: addresses that the records of an answer point to are added where the cache holds them."""
+    rotate: bool = False
+    """`true`: the records of an RRset come in another order each time."""

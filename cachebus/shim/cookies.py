@@ -81,23 +81,6 @@ def _rounds(count: int, v0: int, v1: int, v2: int, v3: int) -> tuple[int, int, i
     return v0, v1, v2, v3
 
 
-def parse_secrets(text: str) -> tuple[bytes, ...]:
-    """The secrets of a file: one to three lines of 32 hex digits, the first of which signs.
-
-    The form that Unbound and NSD read from `cookie-secret-file`. Raises `ConfigError`, which never repeats the text.
-    """
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not 1 <= len(lines) <= MAX_SECRETS:
-        raise ConfigError(f"wants 1 to {MAX_SECRETS} lines of {2 * SECRET_BYTES} hex digits, the first of which signs")
-    try:
-        secrets = tuple(bytes.fromhex(line) for line in lines)
-    except ValueError:
-        raise ConfigError("holds something else than hex digits") from None
-    if any(len(secret) != SECRET_BYTES for secret in secrets):
-        raise ConfigError(f"a cookie secret has {2 * SECRET_BYTES} hex digits")
-    return secrets
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CookieSettings:
     """What server cookies are signed with. Raises `ConfigError` for secrets of the wrong size."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cachebus.shim.access import LOOPBACK, AccessList, Network
-from cachebus.shim.cookies import COOKIE, Proof, ServerCookies
+from cachebus.shim.cookies import COOKIE, Cookie, Proof, ServerCookies
 from cachebus.shim.front import FrontSettings
 from cachebus.shim.limits import RateLimiter, Verdict
 from cachebus.shim.query import Channel, Error, Query, find_option
@@ -18,6 +18,8 @@ from cachebus.wire.message import FORMERR, NOERROR, REFUSED, TC
 
 BADCOOKIE = 23
 """Extended RCODE: ask again, with the cookie that is in this reply (RFC 7873 section 8)."""
+
+_COUNTERS = {Proof.GOOD: "cookie_valid", Proof.BAD: "cookie_invalid", Proof.NONE: "cookie_first"}
 
 
 class Turned(NamedTuple):
@@ -37,8 +39,7 @@ class Gate:
         """None when no rate is limited, so that whoever asks need not come here."""
         self._cookies = None if settings.cookies is None else ServerCookies(settings.cookies)
         self.counters = dict.fromkeys(
-            ("cookies_valid", "cookies_given", "cookies_malformed", "badcookie", "limited_slipped", "limited_dropped"),
-            0,
+            ("cookie_malformed", *_COUNTERS.values(), "limited_slipped", "limited_dropped", "limited_refused"), 0
         )
 
     def statistics(self) -> dict[str, int]:
@@ -51,50 +52,43 @@ class Gate:
 
         `client`: the address it came from; not one that is no address.
         """
-        counters = self.counters
         edns = query.edns
-        options = b""
-        verified = channel is not Channel.UDP
-        has_cookie = False
+        cookie = None
         if self._cookies is not None and edns is not None and edns.options:
             data = find_option(edns.options, COOKIE)
             if data is not None:
                 cookie = self._cookies.check(data, client, now)
                 if cookie is None:
-                    counters["cookies_malformed"] += 1
+                    self.counters["cookie_malformed"] += 1
                     return Turned(compose_error(_as_error(query, FORMERR)))
-                has_cookie = True
-                options = cookie.option
-                verified = verified or cookie.proof is Proof.GOOD
-                counters["cookies_valid" if cookie.proof is Proof.GOOD else "cookies_given"] += 1
-                if isinstance(query, Error) and not query.question and query.rcode == FORMERR:
-                    # Without a question, a cookie is what is asked for (RFC 7873 section 5.4).
-                    rcode = BADCOOKIE if cookie.proof is Proof.BAD else NOERROR
-                    query = query._replace(rcode=rcode)
+                self.counters[_COUNTERS[cookie.proof]] += 1
         if self.limiter is not None:
+            verified = channel is not Channel.UDP or (cookie is not None and cookie.proof is Proof.GOOD)
             verdict = self.limiter.judge(client, now, verified=verified)
             if verdict is not Verdict.PASS:
-                return self._over(query, options, channel, slips=verdict is Verdict.SLIP, has_cookie=has_cookie)
-        if isinstance(query, Error) and query.rcode in (NOERROR, BADCOOKIE):
-            counters["badcookie"] += query.rcode == BADCOOKIE
-            return Turned(compose_error(query, options))
-        return options
+                return self._over(query, cookie, channel, slips=verdict is Verdict.SLIP)
+        if cookie is None:
+            return b""
+        if isinstance(query, Error) and query.rcode == FORMERR and not query.question:
+            # Without a question, a cookie is what is asked for (RFC 7873 section 5.4).
+            rcode = BADCOOKIE if cookie.proof is Proof.BAD else NOERROR
+            return Turned(compose_error(_as_error(query, rcode), cookie.option))
+        return cookie.option
 
-    def _over(self, query: Query | Error, options: bytes, channel: Channel, *, slips: bool, has_cookie: bool) -> Turned:
-        """What a question over the limit gets: nothing, or a reply no larger than it that shows an honest client how
-        to prove its address, by a cookie or over TCP. Over a stream that has nothing to prove it is refused."""
+    def _over(self, query: Query | Error, cookie: Cookie | None, channel: Channel, *, slips: bool) -> Turned:
+        """What a question over the limit gets: silence, or a reply of about its size that shows an honest client how
+        to prove its address, by the cookie or over TCP. Over a stream nothing is left to prove: it is refused."""
+        options = b"" if cookie is None else cookie.option
         if channel is not Channel.UDP:
-            self.counters["limited_dropped"] += 1
+            self.counters["limited_refused"] += 1
             return Turned(compose_error(_as_error(query, REFUSED), options))
         if not slips or isinstance(query, Error):
             self.counters["limited_dropped"] += 1
             return Turned(None)
         self.counters["limited_slipped"] += 1
-        if has_cookie:
-            self.counters["badcookie"] += 1
+        if cookie is not None and cookie.proof is not Proof.GOOD:
             return Turned(compose_error(_as_error(query, BADCOOKIE), options))
-        error = _as_error(query, NOERROR)
-        reply = compose_error(error, options)
+        reply = compose_error(_as_error(query, NOERROR), options)
         return Turned(reply[:2] + bytes((reply[2] | TC >> 8,)) + reply[3:])
 
 
