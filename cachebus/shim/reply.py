@@ -11,7 +11,7 @@ from cachebus.answer import RRset
 from cachebus.shim.padding import padding
 from cachebus.shim.query import MIN_PAYLOAD, Edns, Error, Query, Response
 from cachebus.wire import rrtypes
-from cachebus.wire.message import AD, CD, HEADER_LENGTH, QR, RA, RD, TC, Composer
+from cachebus.wire.message import AD, CD, HEADER_LENGTH, OPCODE, QR, RA, RD, TC, Composer
 
 MAX_UDP_PAYLOAD = 1232
 """Bytes of a UDP reply, and the size our OPT announces: fits the smallest IPv6 MTU (DNS flag day 2020)."""
@@ -22,7 +22,6 @@ MAX_ERROR_TEXT = 200
 
 _EDE = 15
 _NOT_COPIED = 0xFFFF ^ (RD | CD)
-_OPCODE_AND_RD = 0x7900
 _PROOFS = frozenset({rrtypes.NSEC, rrtypes.NSEC3})
 
 
@@ -51,18 +50,19 @@ def compose_reply(
     edns = query.edns
     errors = response.errors
     opt = b"" if edns is None else compose_opt(edns, response.rcode, errors, options)
-    composer = Composer(query.question, query.qname)
+    composer = Composer(query.question, query.qname, suffixes=True)
     do = query.do
+    sigs = do or query.qtype == rrtypes.ANY  # who asks for everything asks for RRSIGs (RFC 4035 section 3.2.1)
     answers = 0
     for rrset in response.answer:
-        answers += composer.add(rrset, rrset.ttl, sigs=do)
+        answers += composer.add(rrset, rrset.ttl, sigs=sigs)
     authorities = 0
     for rrset in response.authority:
         if do or rrset.type not in _PROOFS:
             authorities += composer.add(rrset, rrset.ttl, sigs=do)
     ident = query.id[0] << 8 | query.id[1]
     if composer.length + len(opt) > limit:
-        composer = Composer(query.question, query.qname)
+        composer = Composer(query.question, query.qname, suffixes=True)
         flags = flags & ~AD | TC
         answers = authorities = 0
         additional = errors = ()
@@ -87,7 +87,9 @@ def _most(rrset: RRset) -> int:
 
 def compose_error(error: Error, options: bytes = b"", *, padded: bool = False) -> bytes:
     """The reply to a message that asks nothing we may answer; `options` and `padded` as for `compose_reply`."""
-    flags = QR | (error.flags & _OPCODE_AND_RD) | (error.rcode & 0xF)
+    flags = QR | (error.flags & (OPCODE | RD)) | (error.rcode & 0xF)
+    if not error.flags & OPCODE:
+        flags |= RA | error.flags & CD  # these bits mean something else elsewhere, as in UPDATE (RFC 2136 section 2.2)
     opt = compose_opt(error.edns, error.rcode, (), options) if error.edns is not None else b""
     if padded and opt:
         length = HEADER_LENGTH + len(error.question) + len(opt) + len(error.tsig)
