@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cachebus.errors import ConfigError
+from cachebus.shim.padding import padding
 from cachebus.shim.query import Error
-from cachebus.shim.reply import compose_opt
+from cachebus.shim.reply import MAX_STREAM_PAYLOAD, compose_opt
 from cachebus.wire import rrtypes
-from cachebus.wire.message import AA, OWNER_IS_QUESTION, QR, RD
+from cachebus.wire.message import AA, HEADER_LENGTH, OWNER_IS_QUESTION, QR, RD
 
 MAX_TEXT = 255
 """Bytes: one string of a TXT record."""
@@ -49,10 +50,10 @@ class Chaos:
             for name in names
         }
 
-    def answer(self, error: Error, options: bytes) -> bytes | None:
+    def answer(self, error: Error, options: bytes, *, padded: bool = False) -> bytes | None:
         """The reply to a question that was refused for its class or type; None: let it be refused.
 
-        `options`: what the reply's OPT carries.
+        `options` and `padded` as for `compose_reply`.
         """
         question = error.question
         if question[-2:] != _CLASS_CH or int.from_bytes(question[-4:-2], "big") not in _TYPES:
@@ -60,9 +61,13 @@ class Chaos:
         text = self._texts.get(question[:-4].lower())
         if text is None:
             return None
-        opt = b"" if error.edns is None else compose_opt(error.edns, 0, (), options)
         flags = QR | AA | (error.flags & RD)
         record = rrtypes.TXT.to_bytes(2, "big") + _CLASS_CH + bytes(4)
         rdata = bytes((len(text),)) + text
+        body = b"".join((question, OWNER_IS_QUESTION, record, len(rdata).to_bytes(2, "big"), rdata))
+        opt = b"" if error.edns is None else compose_opt(error.edns, 0, (), options)
+        if opt and padded:
+            options += padding(HEADER_LENGTH + len(body) + len(opt), MAX_STREAM_PAYLOAD)
+            opt = compose_opt(error.edns, 0, (), options)
         head = error.id + flags.to_bytes(2, "big") + b"\0\1\0\1\0\0\0" + bytes((bool(opt),))
-        return b"".join((head, question, OWNER_IS_QUESTION, record, len(rdata).to_bytes(2, "big"), rdata, opt))
+        return head + body + opt

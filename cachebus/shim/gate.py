@@ -35,12 +35,17 @@ class Gate:
         settings = settings or FrontSettings()
         self.allows = AccessList(allow, settings.deny).allows
         """Whether an address is served. Looked up each time: no client's address outlives its question."""
+        self._padding = settings.padding
         self.limiter = None if settings.rate_limit is None else RateLimiter(settings.rate_limit)
         """None when no rate is limited, so that whoever asks need not come here."""
         self._cookies = None if settings.cookies is None else ServerCookies(settings.cookies)
         self.counters = dict.fromkeys(
             ("cookie_malformed", *_COUNTERS.values(), "limited_slipped", "limited_dropped", "limited_refused"), 0
         )
+
+    def pads(self, channel: Channel) -> bool:
+        """Whether replies over this channel hide their length: never where the bytes travel in the clear."""
+        return self._padding and channel.is_encrypted
 
     def statistics(self) -> dict[str, int]:
         """Counters since the start."""
@@ -60,7 +65,7 @@ class Gate:
                 cookie = self._cookies.check(data, client, now)
                 if cookie is None:
                     self.counters["cookie_malformed"] += 1
-                    return Turned(compose_error(_as_error(query, FORMERR)))
+                    return self._turn(query, FORMERR, b"", channel)
                 self.counters[_COUNTERS[cookie.proof]] += 1
         if self.limiter is not None:
             verified = channel is not Channel.UDP or (cookie is not None and cookie.proof is Proof.GOOD)
@@ -72,7 +77,7 @@ class Gate:
         if isinstance(query, Error) and query.rcode == FORMERR and not query.question:
             # Without a question, a cookie is what is asked for (RFC 7873 section 5.4).
             rcode = BADCOOKIE if cookie.proof is Proof.BAD else NOERROR
-            return Turned(compose_error(_as_error(query, rcode), cookie.option))
+            return self._turn(query, rcode, cookie.option, channel)
         return cookie.option
 
     def _over(self, query: Query | Error, cookie: Cookie | None, channel: Channel, *, slips: bool) -> Turned:
@@ -81,16 +86,16 @@ class Gate:
         options = b"" if cookie is None else cookie.option
         if channel is not Channel.UDP:
             self.counters["limited_refused"] += 1
-            return Turned(compose_error(_as_error(query, REFUSED), options))
+            return self._turn(query, REFUSED, options, channel)
         if not slips or isinstance(query, Error):
             self.counters["limited_dropped"] += 1
             return Turned(None)
         self.counters["limited_slipped"] += 1
         if cookie is not None and cookie.proof is not Proof.GOOD:
-            return Turned(compose_error(_as_error(query, BADCOOKIE), options))
-        reply = compose_error(_as_error(query, NOERROR), options)
+            return self._turn(query, BADCOOKIE, options, channel)
+        reply = self._turn(query, NOERROR, options, channel).reply or b""
         return Turned(reply[:2] + bytes((reply[2] | TC >> 8,)) + reply[3:])
 
-
-def _as_error(query: Query | Error, rcode: int) -> Error:
-    return Error(query.id, query.flags, query.question, query.edns, rcode)
+    def _turn(self, query: Query | Error, rcode: int, options: bytes, channel: Channel) -> Turned:
+        error = Error(query.id, query.flags, query.question, query.edns, rcode)
+        return Turned(compose_error(error, options, padded=self.pads(channel)))

@@ -53,7 +53,6 @@ class Service:
         self._clock = clock
         self.gate = Gate(tuple(allow), front)
         self._is_allowed = self.gate.allows
-        self._pads = front.padding
         self._chaos = None if front.chaos is None else Chaos(front.chaos)
         self._rotates = front.rotate
         self._turn = 0
@@ -74,7 +73,7 @@ class Service:
             taken = self.gate.take(query, client, channel, self._clock())
             if isinstance(taken, Turned):
                 return taken.reply
-            options, padded = taken, self._pads and channel.is_encrypted
+            options, padded = taken, self.gate.pads(channel)
         allowed = self._is_allowed(client)
         if isinstance(query, Error):
             return self._refuse(query, options, padded=padded, allowed=allowed)
@@ -91,7 +90,11 @@ class Service:
         return self._wait(query, response, limit, options, padded=padded)
 
     def _refuse(self, error: Error, options: bytes, *, padded: bool, allowed: bool) -> bytes:
-        if self._chaos is not None and allowed and (told := self._chaos.answer(error, options)) is not None:
+        if (
+            self._chaos is not None
+            and allowed
+            and (told := self._chaos.answer(error, options, padded=padded)) is not None
+        ):
             return told
         self.counters["errors"] += 1
         return compose_error(error, options, padded=padded)
