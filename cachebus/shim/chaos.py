@@ -13,7 +13,7 @@ from cachebus.shim.padding import padding
 from cachebus.shim.query import Error
 from cachebus.shim.reply import MAX_STREAM_PAYLOAD, compose_opt
 from cachebus.wire import rrtypes
-from cachebus.wire.message import AA, HEADER_LENGTH, OWNER_IS_QUESTION, QR, RD
+from cachebus.wire.message import AA, HEADER_LENGTH, OWNER_IS_QUESTION, QR, RA, RD
 
 MAX_TEXT = 255
 """Bytes: one string of a TXT record."""
@@ -61,7 +61,7 @@ class Chaos:
         text = self._texts.get(question[:-4].lower())
         if text is None:
             return None
-        flags = QR | AA | (error.flags & RD)
+        flags = QR | AA | RA | (error.flags & RD)
         record = rrtypes.TXT.to_bytes(2, "big") + _CLASS_CH + bytes(4)
         rdata = bytes((len(text),)) + text
         body = b"".join((question, OWNER_IS_QUESTION, record, len(rdata).to_bytes(2, "big"), rdata))

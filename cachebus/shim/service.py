@@ -53,6 +53,7 @@ class Service:
         self._clock = clock
         self.gate = Gate(tuple(allow), front)
         self._is_allowed = self.gate.allows
+        self._limits = self.gate.limiter is not None
         self._chaos = None if front.chaos is None else Chaos(front.chaos)
         self._rotates = front.rotate
         self._turn = 0
@@ -69,7 +70,7 @@ class Service:
             self.counters[query.value] += 1
             return None
         options, padded = b"", False
-        if self.gate.limiter is not None or channel is not Channel.UDP or (query.edns and query.edns.options):
+        if self._limits or channel is not Channel.UDP or (query.edns and query.edns.options):
             taken = self.gate.take(query, client, channel, self._clock())
             if isinstance(taken, Turned):
                 return taken.reply
