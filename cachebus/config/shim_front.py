@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pydantic import Field, GetJsonSchemaHandler, PrivateAttr, model_validator
+from pydantic import Field, GetJsonSchemaHandler, PrivateAttr, field_validator, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -19,6 +19,8 @@ SECRET_BYTES = 16
 """Of a cookie secret: the key of SipHash (RFC 9018 section 4.4)."""
 MAX_SECRETS = 3
 """One that signs, one that was, one that comes (RFC 9018 section 5)."""
+MAX_STRING = 255
+"""Bytes of one string of a TXT record (RFC 1035 section 3.3)."""
 
 _SECRET = re.compile(f"[0-9a-fA-F]{{{2 * SECRET_BYTES}}}")
 _SWITCH = ("true", "false")
@@ -94,7 +96,14 @@ class RateLimit(Switched):
 class Chaos(Switched):
     """What is told to who asks for `version.bind` and the like in class CHAOS."""
 
-    version: str | None = Field(default=None, max_length=255)
+    version: str | None = None
     """For version.bind and version.server; unless set, cachebus and its version."""
-    hostname: str | None = Field(default=None, max_length=255)
+    hostname: str | None = None
     """For hostname.bind and id.server; unless set, the node's name."""
+
+    @field_validator("version", "hostname")
+    @classmethod
+    def _fits(cls, value: str | None) -> str | None:
+        if value is not None and len(value.encode()) > MAX_STRING:
+            raise ValueError(f"is longer than {MAX_STRING} bytes")
+        return value
