@@ -77,6 +77,8 @@ def machine(tmp_path: Path) -> Path:
     """A directory in place of the manual's, with the files that it names."""
     write_key_file(tmp_path / "home-2026.key", make_key("home-2026"))
     (tmp_path / "answers.wire").touch()
+    (tmp_path / "cookie.secrets").touch(mode=0o600)
+    (tmp_path / "cookie.secrets").write_text("00" * 16)
     assert CliRunner().invoke(keygen_tls.tls, ["ams-1", "-o", str(tmp_path)]).exit_code == 0
     return tmp_path
 
