@@ -12,11 +12,12 @@ from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
 
+from cachebus import __version__, registry
 from cachebus import config as configuration
-from cachebus import registry
 from cachebus.answer import Evidence
 from cachebus.config import Config, models
 from cachebus.config.shim import Shim, Upstream
+from cachebus.config.shim import Shim as ShimSection
 from cachebus.config.shim_local import ListError
 from cachebus.config.shim_swild import Swild
 from cachebus.errors import ConfigError, FrameError
@@ -32,6 +33,10 @@ from cachebus.ports import Clock, Sink, Source
 from cachebus.shim.block_lists import Action
 from cachebus.shim.block_lists import Format as ListFormat
 from cachebus.shim.caching import CachingSettings, FailureSettings, StaleSettings, SubnetSettings, TtlSettings
+from cachebus.shim.chaos import ChaosSettings
+from cachebus.shim.cookies import CookieSettings
+from cachebus.shim.front import FrontSettings
+from cachebus.shim.limits import RateLimit
 from cachebus.shim.local_settings import BlockList, LocalSettings
 from cachebus.shim.query import Ede
 from cachebus.shim.settings import LOOPBACK, Choice, ShimSettings, UpstreamSettings
@@ -324,6 +329,7 @@ def make_shim_settings(config: Config) -> ShimSettings | None:
         max_ttl=config.share.max_ttl,
         local=make_local_settings(shim),
         caching=make_caching(shim),
+        front=_make_front(config, shim),
     )
 
 
@@ -379,4 +385,33 @@ def make_caching(shim: Shim) -> CachingSettings:
         subnet=SubnetSettings(
             send=ecs.send, ipv4=ecs.ipv4, ipv6=ecs.ipv6, networks=ecs.networks, zones=ecs.zones or (b"\0",)
         ),
+    )
+
+
+def _make_front(config: Config, shim: ShimSection) -> FrontSettings:
+    """What the shim's clients meet."""
+    limit, chaos = shim.rate_limit, shim.chaos
+    return FrontSettings(
+        deny=shim.deny,
+        cookies=CookieSettings(secrets=shim.cookies.secrets) if shim.cookies.enabled else None,
+        padding=shim.padding,
+        rate_limit=None
+        if limit is None or not limit.enabled
+        else RateLimit(
+            rate=limit.rate,
+            burst=limit.burst,
+            verified=limit.verified,
+            slip=limit.slip,
+            ipv4_prefix=limit.ipv4_prefix,
+            ipv6_prefix=limit.ipv6_prefix,
+            exempt=LOOPBACK if limit.exempt is None else limit.exempt,
+        ),
+        chaos=None
+        if chaos is None or not chaos.enabled
+        else ChaosSettings(
+            version=f"cachebus {__version__}" if chaos.version is None else chaos.version,
+            hostname=config.node if chaos.hostname is None else chaos.hostname,
+        ),
+        minimal=shim.minimal,
+        rotate=shim.rotate,
     )

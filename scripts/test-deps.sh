@@ -14,6 +14,8 @@ pdns_recursor      pdns-recursor
 dnsperf            dnsperf
 dig                bind9-dnsutils
 kdig               knot-dnsutils
+delv               bind9-dnsutils
+drill              ldnsutils
 dnssec-signzone    bind9-utils
 kzonesign          knot-dnssecutils
 faketime           faketime

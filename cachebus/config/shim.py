@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from cachebus.config.section import MAX_NAMES, Section
 from cachebus.config.shim_caching import Ecs, Failures, FailuresOrSwitch, ServeStaleOrSwitch, Ttl
+from cachebus.config.shim_front import Chaos, Cookies, OrSwitch, RateLimit
 from cachebus.config.shim_local import BlockList, LocalData
 from cachebus.config.shim_swild import Swild
 from cachebus.config.values import Duration, File, Label, ListenAddress, Network, OrText, SocketAddress, parse_address
@@ -136,3 +137,17 @@ class Shim(Section):
     """Bounds of TTLs."""
     ecs: Ecs = Ecs()
     """Client subnets."""
+    deny: tuple[Network, ...] = Field(default=(), max_length=MAX_NAMES)
+    """Networks whose clients are not served, whatever `allow` says."""
+    cookies: Annotated[Cookies, OrSwitch()] = Cookies()
+    """DNS cookies for clients."""
+    padding: bool = True
+    """Replies over encrypted channels are padded, so that their length tells nothing (RFC 8467)."""
+    rate_limit: Annotated[RateLimit, OrSwitch()] | None = None
+    """Bounds for the questions of one network; off unless set."""
+    chaos: Annotated[Chaos, OrSwitch()] | None = None
+    """What the server tells about itself; nothing unless set."""
+    minimal: bool = True
+    """`false`: addresses that the records of an answer point to are added where the cache holds them."""
+    rotate: bool = False
+    """`true`: the records of an RRset come in another order each time."""

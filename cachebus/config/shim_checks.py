@@ -6,6 +6,7 @@ from ipaddress import ip_address
 
 from cachebus.config.problems import Place
 from cachebus.config.shim import Shim, Upstream
+from cachebus.config.shim_front import parse_cookie_secrets
 from cachebus.config.tools import Tools
 from cachebus.presentation import name_from_text
 
@@ -22,6 +23,7 @@ def check_shim(shim: Shim, tools: Tools) -> None:
     for name, block_list in shim.block_lists.items():
         tools.file(("shim", "block_lists", name, "file"), block_list.file)
     _caching(shim, tools)
+    _front(shim, tools)
 
 
 def _caching(shim: Shim, tools: Tools) -> None:
@@ -31,6 +33,25 @@ def _caching(shim: Shim, tools: Tools) -> None:
         tools.report(("shim", "failures", "min"), "is above `max`")
     if shim.serve_stale is not None and shim.serve_stale.client_timer >= shim.timeout:
         tools.report(("shim", "serve_stale", "client_timer"), "is not below `timeout`: no client waits for so long")
+
+
+def _front(shim: Shim, tools: Tools) -> None:
+    """What is about clients: the secret of cookies is read here, once; an open resolver is warned of."""
+    cookies = shim.cookies
+    if cookies.secret is not None:
+        place: Place = ("shim", "cookies", "secret")
+        text = tools.secret_text(place, cookies.secret)
+        try:
+            if text is not None:
+                cookies._secrets = parse_cookie_secrets(
+                    text
+                )  # the model is frozen; its private attributes are filled here
+        except ValueError as error:
+            tools.report(place, str(error))
+    limited = shim.rate_limit is not None and shim.rate_limit.enabled
+    for index, network in enumerate(shim.allow or ()):
+        if not network.prefixlen and not limited:
+            tools.warn(("shim", "allow", index), "serves the whole Internet, forged addresses too; set `rate_limit`")
 
 
 def _upstream(place: Place, upstream: Upstream, shim: Shim, tools: Tools) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -25,7 +25,8 @@ from cachebus.shim.settings import Choice, ShimSettings
 from cachebus.shim.subnet import reply_scope, subnet_option, wider
 from cachebus.shim.upstream import Quality, Reply, Upstream
 from cachebus.wire import rrtypes
-from cachebus.wire.message import AD, NOERROR, SERVFAIL, Message
+from cachebus.wire.message import AD, NOERROR, SERVFAIL, Message, cname_target
+from cachebus.wire.name import is_at_or_below
 
 TRIES = 2
 """Per upstream: a lost datagram is no reason to leave a server whose cache is warm."""
@@ -334,14 +335,26 @@ class FoundChain(NamedTuple):
 def read_chain(message: Message, qname: bytes, qtype: int) -> FoundChain | Refusal:
     """The records on the chain from the question; what else stands in the answer section is left behind."""
     if qtype in NOT_AN_RRSET:
-        rrsets = tuple(rrset for rrset in message.answer if rrset.owner == qname)
-        return FoundChain(rrsets, bool(rrsets), None)
+        rrsets = tuple(_on_the_way(message.answer, qname))
+        return FoundChain(rrsets, bool(rrsets) and not _says_no_data(message), None)
     chain = chain_from(message.answer, qname, qtype)
     if chain is Refusal.NO_ANSWER:
         return FoundChain((), False, None)  # noqa: FBT003
     if isinstance(chain, Refusal):
         return chain
     return FoundChain(chain.rrsets(), chain.complete, None if chain.complete else chain.target)
+
+
+def _on_the_way(answer: Iterable[RRset], qname: bytes) -> Iterator[RRset]:
+    """All RRsets of the names that the aliases before them lead to, beginning with `qname`."""
+    names = {qname}
+    for rrset in answer:
+        if rrset.type == rrtypes.DNAME and any(is_at_or_below(name, rrset.owner) for name in names):
+            yield rrset
+        elif rrset.owner in names:
+            yield rrset
+            if rrset.type == rrtypes.CNAME:
+                names.add(cname_target(rrset))
 
 
 def _authority(message: Message, *, complete: bool) -> tuple[RRset, ...]:

@@ -87,6 +87,11 @@ class Query(NamedTuple):
     """The client's address, where its subnet is told to upstreams; else empty."""
 
     @property
+    def is_plain(self) -> bool:
+        """No EDNS option asks for anything, so over UDP the reply depends on the question and the EDNS size alone."""
+        return self.edns is None or not self.edns.options
+
+    @property
     def do(self) -> bool:
         """The client takes DNSSEC records (RFC 3225)."""
         return self.edns is not None and self.edns.do
@@ -158,11 +163,9 @@ def parse_query(wire: bytes) -> Query | Error | Drop:
     flags = wire[2] << 8 | wire[3]
     if flags & QR:
         return Drop.RESPONSE
-    if flags & OPCODE:
-        return Error(wire[:2], flags, b"", None, NOTIMP)
-    name_end = _end_of_name(wire, HEADER_LENGTH)
-    if wire[4:10] != b"\0\1\0\0\0\0" or not name_end or name_end + 4 > len(wire):
-        return Error(wire[:2], flags, b"", None, FORMERR)
+    name_end = end_of_name(wire, HEADER_LENGTH)
+    if flags & OPCODE or wire[4:10] != b"\0\1\0\0\0\0" or not name_end or name_end + 4 > len(wire):
+        return _unusual(wire, flags, name_end)
     position = name_end + 4
     question = wire[HEADER_LENGTH:position]
     edns, version, tsig = None, 0, b""
@@ -185,7 +188,27 @@ def parse_query(wire: bytes) -> Query | Error | Drop:
     return Query(wire[:2], flags, question, question[:-4].lower(), qtype, edns)
 
 
-def _end_of_name(wire: bytes, position: int) -> int:
+def _unusual(wire: bytes, flags: int, name_end: int) -> Error:
+    """The refusal of what is no question: with EDNS, where that can be read, because the client sent it.
+
+    RFC 6891 section 6.1.1 wants an OPT for an OPT. A message without a question may ask for a cookie.
+    """
+    rcode = NOTIMP if flags & OPCODE else FORMERR
+    counts, position = wire[4:10], HEADER_LENGTH
+    if counts == b"\0\1\0\0\0\0" and name_end:
+        position = name_end + 4
+    elif counts != bytes(6):
+        return Error(wire[:2], flags, b"", None, rcode)
+    extra = _additional(wire, position) if position <= len(wire) else None
+    if extra is None:
+        return Error(wire[:2], flags, b"", None, rcode)
+    edns, version, _ = extra
+    if rcode == NOTIMP:  # what stands in the question's place is something else there
+        return Error(wire[:2], flags, b"", edns, NOTIMP)
+    return Error(wire[:2], flags, wire[HEADER_LENGTH:position], edns, BADVERS if version else FORMERR)
+
+
+def end_of_name(wire: bytes, position: int) -> int:
     """Position after an uncompressed name, 0 when there is none: a query has nothing that a pointer could lead to."""
     start, size = position, len(wire)
     while position < size:
@@ -207,7 +230,7 @@ def _additional(wire: bytes, position: int) -> tuple[Edns | None, int, bytes] | 
         return None
     edns, version, tsig = None, 0, b""
     for _ in range(count):
-        start, position = position, _end_of_name(wire, position)
+        start, position = position, end_of_name(wire, position)
         if not position or tsig or position + 10 > len(wire):
             return None  # nothing may stand behind TSIG (RFC 8945 section 5.1)
         end = position + 10 + (wire[position + 8] << 8 | wire[position + 9])
@@ -215,12 +238,14 @@ def _additional(wire: bytes, position: int) -> tuple[Edns | None, int, bytes] | 
             return None
         rrtype = wire[position] << 8 | wire[position + 1]
         if rrtype == rrtypes.OPT:
-            if edns is not None or wire[start] or not _well_formed_options(wire[position + 10 : end]):
+            if edns is not None or wire[start]:
                 return None
             payload = wire[position + 2] << 8 | wire[position + 3]
-            options = wire[position + 10 : end]
-            edns = Edns(max(payload, MIN_PAYLOAD), bool(wire[position + 6] & 0x80), options)
             version = wire[position + 5]
+            options = b"" if version else wire[position + 10 : end]  # a later version's may have any form
+            if options and not _well_formed_options(options):
+                return None
+            edns = Edns(max(payload, MIN_PAYLOAD), bool(wire[position + 6] & 0x80), options)
         elif rrtype == rrtypes.TSIG:
             tsig = _bad_key(wire[start:position], wire[position : position + 8], wire[position + 10 : end])
             if not tsig:
@@ -236,9 +261,20 @@ def _well_formed_options(options: bytes) -> bool:
     return position == len(options)
 
 
+def find_option(options: bytes, code: int) -> bytes | None:
+    """Data of the first option with this code in well-formed `options`, None when there is none."""
+    position = 0
+    while position < len(options):
+        end = position + 4 + (options[position + 2] << 8 | options[position + 3])
+        if options[position] << 8 | options[position + 1] == code:
+            return options[position + 4 : end]
+        position = end
+    return None
+
+
 def _bad_key(owner: bytes, fixed: bytes, rdata: bytes) -> bytes:
     """TSIG record of an unsigned reply with error BADKEY (RFC 8945 section 5.2.1): no client has a key here."""
-    end = _end_of_name(rdata, 0)
+    end = end_of_name(rdata, 0)
     if not end or end + 10 > len(rdata) or fixed[2:] != b"\0\xff\0\0\0\0":
         return b""
     mac_end = end + 10 + (rdata[end + 8] << 8 | rdata[end + 9])

@@ -8,20 +8,19 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass, field
 from enum import Enum
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import ip_address
 
 from cachebus.errors import ConfigError
 from cachebus.filters.chain import DEFAULT_MAX_TTL
+from cachebus.shim.access import LOOPBACK as LOOPBACK
+from cachebus.shim.access import Network as Network
 from cachebus.shim.caching import CachingSettings
+from cachebus.shim.front import FrontSettings
 from cachebus.shim.local_settings import LocalSettings
 from cachebus.shim.swild_owners import SwildSettings
 
-Network = IPv4Network | IPv6Network
 Endpoint = tuple[str, int]
 """An IP address (no name: the shim is what resolves names) and a port."""
-
-LOOPBACK: tuple[Network, ...] = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
-"""Who is served unless `allow` says otherwise: an open resolver must be asked for by name."""
 
 DO53_PORT = 53
 DOT_PORT = 853
@@ -135,6 +134,8 @@ class ShimSettings:
     swild: SwildSettings = field(default_factory=SwildSettings)
     caching: CachingSettings = field(default_factory=CachingSettings)
     """What is kept for how long, and what is answered when upstreams do not."""
+    front: FrontSettings = field(default_factory=FrontSettings)
+    """What clients meet: access, cookies, padding, rate limits and the rest."""
 
     def __post_init__(self) -> None:
         if not self.listen:

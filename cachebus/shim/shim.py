@@ -90,6 +90,8 @@ class Shim:
             allow=settings.allow,
             max_in_flight=settings.max_in_flight,
             notes_client=caching.subnet.send,
+            front=settings.front,
+            cache=cache,
         )
         self._server = Server(settings.listen, self._service, self._tasks, max_connections=settings.max_tcp_connections)
 
@@ -159,7 +161,7 @@ class Shim:
         """Counters since the start, and how much is under way now."""
         upstreams = self._upstreams
         found = {
-            **self._service.counters,
+            **self._service.statistics(),
             "in_flight": len(self._tasks),
             "hits": self._cached.hits,
             "refreshed": self._cached.refreshed,

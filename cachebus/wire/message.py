@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from cachebus.answer import RRset
 from cachebus.errors import MessageError
+from cachebus.presentation import MAX_NAME
 from cachebus.wire import rrtypes
 from cachebus.wire.name import read_name, skip_name
 
@@ -221,17 +222,20 @@ class _Reader:
 
 
 def _join(groups: _Groups, signatures: list[tuple[bytes, bytes, int]]) -> Iterable[RRset]:
-    covering: dict[tuple[bytes, int], dict[bytes, None]] = {}
+    covering: _Groups = {}
     for owner, packed, ttl in signatures:
         covered = _TYPE_CLASS.unpack_from(packed, 12)[0]
         key = (owner, covered)
         if key in groups:
             groups[key][1].append(ttl)
-        covering.setdefault(key, {})[packed] = None
+        sigs = covering.setdefault(key, ({}, []))
+        sigs[0][packed] = None
+        sigs[1].append(ttl)
     for key, (rrs, ttls) in groups.items():
-        yield RRset(key[0], key[1], min(ttls), b"".join(rrs), b"".join(covering.pop(key, ())))
-    for (owner, _), sigs in covering.items():
-        yield RRset(owner, rrtypes.RRSIG, 0, b"".join(sigs))
+        sigs = covering.pop(key, ({}, []))
+        yield RRset(key[0], key[1], min(ttls), b"".join(rrs), b"".join(sigs[0]))
+    for (owner, _), (alone, ttls) in covering.items():
+        yield RRset(owner, rrtypes.RRSIG, min(ttls), b"".join(alone))
 
 
 def expand_rdata(wire: bytes, rrtype: int, start: int, end: int) -> bytes:
@@ -357,8 +361,12 @@ class Composer:
     gains nothing by it.
     """
 
-    def __init__(self, question: bytes, qname: bytes) -> None:
-        """`question`: the question section to write (empty for none); `qname`: its name, lower case."""
+    def __init__(self, question: bytes, qname: bytes, *, suffixes: bool = False) -> None:
+        """`question`: the question section to write (empty for none); `qname`: its name, lower case.
+
+        `suffixes`: owners also share the ends that they have in common with the question and with each other.
+        """
+        self._qname = qname if suffixes and question else b""
         self._pieces = [question]
         self._length = HEADER_LENGTH + len(question)
         self._offsets = {qname: HEADER_LENGTH} if question else {}
@@ -392,9 +400,32 @@ class Composer:
         pointer = self._pointer(owner)
         if pointer:
             return pointer
+        if self._qname:
+            return self._shortened(owner)
         if self._length < 0x4000:
             self._offsets[owner] = self._length
         return owner
+
+    def _shortened(self, owner: bytes) -> bytes:
+        """The owner up to the longest end of it that stands in the message already, and a pointer to that."""
+        if len(self._offsets) == 1:  # the first owner that is not the question's name
+            self._know(self._qname, HEADER_LENGTH)
+        position = 0
+        while owner[position]:
+            pointer = self._pointer(owner[position:])
+            if pointer:
+                self._know(owner, self._length, position)
+                return owner[:position] + pointer
+            position += owner[position] + 1
+        self._know(owner, self._length)
+        return owner
+
+    def _know(self, name: bytes, offset: int, length: int = MAX_NAME) -> None:
+        """Remember where a name of the message and its ends begin, those in its first `length` bytes."""
+        position = 0
+        while name[position] and position < length and offset + position < 0x4000:
+            self._offsets.setdefault(name[position:], offset + position)
+            position += name[position] + 1
 
     def _pointer(self, name: bytes) -> bytes | None:
         offset = self._offsets.get(name)

@@ -14,7 +14,8 @@ class Bind(Process):
     """One named on a loopback port.
 
     Every authoritative server of `stubs` has to listen on the same port, because named asks all servers at the port
-    of its `port` option. `anchors` are DS records; without any, nothing is validated.
+    of its `port` option. `anchors` are DS records; without any, nothing is validated. With `forward` every other
+    question goes to that one server.
     """
 
     def __init__(
@@ -22,20 +23,23 @@ class Bind(Process):
         directory: Path,
         *,
         name: str = "bind",
-        stubs: Mapping[str, Endpoint],
+        stubs: Mapping[str, Endpoint] | None = None,
+        forward: Endpoint | None = None,
         anchors: Sequence[str] = (),
         dnstap: Path | None = None,
         options: Sequence[str] = (),
     ) -> None:
         super().__init__(directory, name)
         self.endpoint = Endpoint("127.0.0.1", free_port())
-        self.stubs = dict(stubs)
+        self.stubs = dict(stubs or {})
+        self.forward = forward
         self.anchors = list(anchors)
         self.dnstap = dnstap
         self.options = list(options)
 
     def prepare(self) -> None:
-        ports = {endpoint.port for endpoint in self.stubs.values()}
+        servers = [*self.stubs.values(), *([] if self.forward is None else [self.forward])]
+        ports = {endpoint.port for endpoint in servers}
         assert len(ports) == 1, "named asks every server at one port"
         here = self.directory
         lines = [
@@ -52,6 +56,8 @@ class Bind(Process):
                 "  dnstap { client; resolver; forwarder; };",
                 f'  dnstap-output unix "{self.dnstap}"; fstrm-set-reopen-interval 1;',
             ]
+        if self.forward:
+            lines.append(f"  forward only; forwarders {{ {self.forward.host}; }};")
         lines += [*(f"  {option}" for option in self.options), "};", "controls { };"]
         lines += [_anchor(anchor) for anchor in self.anchors]
         lines += [

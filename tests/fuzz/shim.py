@@ -15,6 +15,7 @@ from cachebus.shim.exchange import CaseNotKeptError, Exchange, Outgoing, belongs
 from cachebus.shim.forward import read_chain
 from cachebus.shim.learn import Learner
 from cachebus.shim.lookup import CacheStage
+from cachebus.shim.padding import BLOCK
 from cachebus.shim.query import Drop, Ede, Error, Query, Response, parse_query
 from cachebus.shim.reply import MAX_STREAM_PAYLOAD, compose_error, compose_reply, udp_limit
 from cachebus.shim.upstream import Quality, Reply, Upstream, question_in_lower_case
@@ -92,13 +93,15 @@ class QueryTarget(BytesTarget):
                 assert len(example) < 12 or example[2] & 0x80
                 return False
             case Error():
-                reply = compose_error(parsed)
+                padded = rng.random() < 0.2
+                reply = compose_error(parsed, padded=padded)
                 message = parse(reply)
                 assert message.rcode == parsed.rcode
                 assert message.flags & QR
                 assert not message.answer
                 assert reply[:2] == example[:2]
-                assert len(reply) <= len(example) + 40, "an error that amplifies"
+                assert padded or len(reply) <= len(example) + 40, "an error that amplifies"
+                assert not padded or parsed.edns is None or len(reply) % BLOCK == 0
                 assert not parsed.question or example.startswith(parsed.question, 12)
                 return False
         self._reply(parsed, example, rng)
@@ -117,8 +120,11 @@ class QueryTarget(BytesTarget):
         if rng.random() < 0.2:
             rrtype = NSEC if rng.random() < 0.5 else TXT
             response = response._replace(authority=tuple(rrset._replace(type=rrtype) for rrset in response.answer))
-        reply = compose_reply(query, response, limit)
+        options = b"\0\3\0\2id" if rng.random() < 0.2 else b""
+        padded, additional = rng.random() < 0.2, response.answer if rng.random() < 0.2 else ()
+        reply = compose_reply(query, response, limit, options, padded=padded, additional=additional)
         assert len(reply) <= limit
+        assert not padded or query.edns is None or len(reply) in (limit, len(reply) // BLOCK * BLOCK)
         assert reply[:2] == example[:2]
         assert reply.startswith(query.question, 12)
         assert reply[2] & 0x80
