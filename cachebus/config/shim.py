@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from cachebus.config.section import MAX_NAMES, Section
+from cachebus.config.shim_listen import Ddr, HttpsPath, ShimTls
 from cachebus.config.values import Duration, ListenAddress, Network, OrText, SocketAddress, parse_address
 
 DO53_PORT = 53
@@ -55,3 +56,17 @@ class Shim(Section):
     """Client questions that may wait for an upstream; one more gets SERVFAIL at once."""
     timeout: Duration = Field(default=4.5, ge=0.1, le=60)
     """Time for one question, all tries together: 0.1 to 60 seconds."""
+    max_connections_per_client: int = Field(default=128, ge=1, le=65536)
+    """Of `max_tcp_connections`. Beyond it the one of this client that is idle for longest is closed."""
+    listen_tls: tuple[ListenAddress, ...] = Field(default=(), max_length=MAX_NAMES)
+    """ADDRESS:PORT for DNS over TLS; port 853."""
+    listen_https: tuple[ListenAddress, ...] = Field(default=(), max_length=MAX_NAMES)
+    """ADDRESS:PORT for DNS over HTTPS; port 443."""
+    listen_quic: tuple[ListenAddress, ...] = Field(default=(), max_length=MAX_NAMES)
+    """ADDRESS:PORT for DNS over QUIC; port 853. Needs `pip install 'cachebus[quic]'`."""
+    tls: ShimTls | None = None
+    """The certificate of these three."""
+    https_path: HttpsPath = "/dns-query"
+    """Where DNS over HTTPS is asked."""
+    ddr: bool | Ddr = True
+    """Whether clients that ask hear of the encrypted listeners, and by which name."""

@@ -1,4 +1,4 @@
-"""How many connections clients may have, in all and each, and which one makes room. Knows nothing of what is said on them.
+"""How many connections clients may have, in all and each, and which one makes room. Knows nothing of what they say.
 
 An IPv6 client is its /64: whoever has one address of it has them all (RFC 7934). What is known of a client is known as
 long as it is connected.
@@ -30,8 +30,8 @@ class Connection(Protocol):
     """When something whole came or went last, by the event loop's clock."""
 
     @property
-    def idle_timeout(self) -> float:
-        """Seconds that it may be idle, at least `IDLE_TIMEOUT`."""
+    def is_dear(self) -> bool:
+        """It is encrypted and has asked something: it may be idle for longer."""
         ...
 
     @property
@@ -127,7 +127,7 @@ class Connections:
             idle = now - connection.active_at
             if idle < IDLE_TIMEOUT:
                 return
-            if connection.is_idle and idle >= connection.idle_timeout:
+            if connection.is_idle and (not connection.is_dear or idle >= ENCRYPTED_IDLE_TIMEOUT):
                 self.timed_out += 1
                 self._shut.add(connection)
                 connection.shut()

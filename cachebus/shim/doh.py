@@ -18,7 +18,7 @@ from cachebus.wire.name import skip_name
 MAX_MESSAGE = 16384
 """Bytes of a query: a padded one has some hundred. Longer ones get 413 or 414."""
 MAX_HEADERS = 32768
-"""Bytes of a request's headers as HTTP/2 counts them (RFC 9113 section 6.5.2): the longest GET, and as much beside it."""
+"""Bytes of a request's headers as HTTP/2 counts them (RFC 9113 section 6.5.2): the longest GET and 10 KiB beside it."""
 MEDIA_TYPE = b"application/dns-message"
 PREFACE_LENGTH = 24
 """Bytes with which an HTTP/2 client begins (RFC 9113 section 3.4)."""

@@ -5,16 +5,17 @@ Moves messages between streams and the service, and decides when a connection ha
 recommends HTTP/2 at least, and ALPN says so before a request is made.
 
 What one connection can make us keep: what came and is no whole frame, or was not read yet because the client takes no
-replies; bodies up to the connection's window, which opens again only when a request is whole; `MAX_UNDER_WAY` questions;
-and replies that its windows do not let out, `MAX_HELD` bytes. A stream that was reset is forgotten at once, but its
-question counts until it is answered: else a client could have any number of them by resetting each (CVE-2023-44487).
+replies; bodies up to the connection's window, which opens again only when a request is whole; `MAX_UNDER_WAY`
+questions; and replies that its windows do not let out, `MAX_HELD` bytes. A stream that was reset is forgotten at once,
+but its question counts until it is answered: else a client could have any number of them by resetting each
+(CVE-2023-44487).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 from h2.config import H2Configuration
@@ -34,7 +35,7 @@ from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
 
 from cachebus.errors import FrameError
-from cachebus.shim.connections import ENCRYPTED_IDLE_TIMEOUT, IDLE_TIMEOUT, Connections
+from cachebus.shim.connections import Connections
 from cachebus.shim.doh import (
     MAX_HEADERS,
     MAX_MESSAGE,
@@ -55,10 +56,10 @@ from cachebus.shim.tcp import MAX_UNDER_WAY, MAX_UNREAD
 MAX_STREAMS = 100
 """Requests of one connection at a time, the least that RFC 9113 section 6.5.2 recommends."""
 MAX_RESETS = 100
-"""Streams of one connection that may be reset, by whichever side; then it is ended. Only a client that gives up asks for
-one, and a client that is turned away connects again."""
+"""Streams of one connection that may be reset, by whichever side; then it is ended. A client resets what it gives up,
+which is seldom, and one that is turned away connects again."""
 MAX_HELD = 1 << 18
-"""Bytes of replies that wait for the client's windows; beyond it no new request is taken."""
+"""Bytes of replies that wait for the client's windows; beyond it the next one is not held, but its stream reset."""
 MAX_FRAME_OUT = 16384
 """Bytes of a frame that we send, whatever the client allows."""
 ENCODER_TABLE = 4096
@@ -82,6 +83,10 @@ class HttpsCounters:
     """Streams that clients reset, or that had to be."""
     ended: int = 0
     """Connections that were ended because of what was sent on them."""
+
+    def statistics(self) -> dict[str, int]:
+        """By name."""
+        return {f"https_{name}": value for name, value in asdict(self).items()}
 
 
 @dataclass(slots=True)
@@ -118,7 +123,7 @@ class HttpsConnection(asyncio.Protocol):
         self._waiting: set[int] = set()
         self._held: dict[int, bytes] = {}
         self._resets = 0
-        self._choked = self._ended = self._has_asked = False
+        self._choked = self._finishing = self._ended = self._has_asked = False
         self.under_way = 0
         self.active_at = 0.0
 
@@ -147,7 +152,7 @@ class HttpsConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         # HTTP/2 has no half-closed connections (RFC 9113 section 5.1 has streams for that); what is asked is answered.
-        self._ended = True
+        self._finishing = True
         return self.under_way > 0
 
     def pause_writing(self) -> None:
@@ -165,9 +170,9 @@ class HttpsConnection(asyncio.Protocol):
         return self._choked or not self.under_way
 
     @property
-    def idle_timeout(self) -> float:
-        """A connection that has asked nothing yet is given less time."""
-        return ENCRYPTED_IDLE_TIMEOUT if self._has_asked else IDLE_TIMEOUT
+    def is_dear(self) -> bool:
+        """It has asked something."""
+        return self._has_asked
 
     def shut(self) -> None:
         """Say which requests were taken (GOAWAY), and close."""
@@ -181,7 +186,10 @@ class HttpsConnection(asyncio.Protocol):
 
     def _take_frames(self) -> None:
         try:
-            while not (self._choked or self._ended) and (frame := self._frames.next_frame()) is not None:
+            while (
+                not (self._choked or self._finishing or self._ended)
+                and (frame := self._frames.next_frame()) is not None
+            ):
                 for event in self._http.receive_data(frame):
                     self._event(event)
                 self._flush()
@@ -199,7 +207,7 @@ class HttpsConnection(asyncio.Protocol):
             return
         match event:
             case RequestReceived():
-                self._begin(event.stream_id, cast("Headers", event.headers))
+                self._begin(event.stream_id, cast("Headers", event.headers), whole=event.stream_ended is not None)
             case DataReceived():
                 self._add(event.stream_id, event.data, event.flow_controlled_length)
             case StreamEnded():
@@ -211,19 +219,18 @@ class HttpsConnection(asyncio.Protocol):
             case RemoteSettingsChanged():
                 self._http.encoder.header_table_size = min(self._http.encoder.header_table_size, ENCODER_TABLE)
                 self._release()
-            case ConnectionTerminated():
-                self._ended = True
-                self._close_when_done()
+            case ConnectionTerminated():  # h2 sends nothing after it, so what is under way has nobody to go to
+                self._close()
 
-    def _begin(self, stream: int, headers: Headers) -> None:
+    def _begin(self, stream: int, headers: Headers, *, whole: bool) -> None:
         self._counters.requests += 1
-        if self.under_way >= MAX_UNDER_WAY or sum(map(len, self._held.values())) > MAX_HELD:
+        if self.under_way >= MAX_UNDER_WAY:
             self._counters.turned_away += 1
             self._give_up(stream, ErrorCodes.REFUSED_STREAM)
             return
         asked = read_request(headers, self._path)
         if isinstance(asked, Status):
-            self._refuse(stream, asked)
+            self._refuse(stream, asked, whole=whole)
         else:
             self._requests[stream] = _Request(asked)
 
@@ -237,7 +244,7 @@ class HttpsConnection(asyncio.Protocol):
             request.body += data
             if len(request.body) > MAX_MESSAGE:
                 self._forget(stream)
-                self._refuse(stream, Status.CONTENT_TOO_LARGE)
+                self._refuse(stream, Status.CONTENT_TOO_LARGE, whole=False)
 
     def _forget(self, stream: int) -> _Request | None:
         request = self._requests.pop(stream, None)
@@ -255,7 +262,7 @@ class HttpsConnection(asyncio.Protocol):
         message = request.asked.message if isinstance(request.asked, Get) else bytes(request.body)
         answered = self._service.handle(message, self._client, Channel.HTTPS)
         if answered is None:
-            self._refuse(stream, Status.BAD_REQUEST)
+            self._refuse(stream, Status.BAD_REQUEST, whole=True)
         elif isinstance(answered, bytes):
             self._reply(stream, answered)
         else:
@@ -271,13 +278,14 @@ class HttpsConnection(asyncio.Protocol):
                 self._reply(stream, reply)
         finally:
             self.under_way -= 1
-            if self._transport is not None:
-                if stream in self._waiting:  # a bug, or the end: the client need not wait for its own timer
+            if self._transport is not None and not self._ended:
+                if stream in self._waiting:  # a bug: the client need not wait for its own timer
                     self._waiting.discard(stream)
                     self._give_up(stream, ErrorCodes.INTERNAL_ERROR)
                 self._connections.active(self)
                 self._flush()
-                self._close_when_done()
+                if self._finishing and not self.under_way:
+                    self._close()
 
     def _reply(self, stream: int, reply: bytes) -> None:
         age = b"max-age=%d" % freshness(reply)
@@ -285,24 +293,33 @@ class HttpsConnection(asyncio.Protocol):
         self._http.send_headers(stream, [(b":status", b"200"), *headers])
         self._send(stream, reply)
 
-    def _refuse(self, stream: int, status: Status) -> None:
+    def _refuse(self, stream: int, status: Status, *, whole: bool) -> None:
         self._counters.refused += 1
         headers = [(b":status", b"%d" % status.value), (b"content-length", b"0")]
         if status is Status.METHOD_NOT_ALLOWED:
             headers.append((b"allow", b"GET, POST"))
         self._http.send_headers(stream, headers, end_stream=True)
+        if not whole:  # the client need not send the rest (RFC 9113 section 8.1)
+            self._give_up(stream, ErrorCodes.NO_ERROR)
 
     def _send(self, stream: int, body: bytes) -> None:
         """Send what the client's windows let out, and hold the rest."""
         while True:
             size = min(self._http.local_flow_control_window(stream), MAX_FRAME_OUT, self._http.max_outbound_frame_size)
             if size <= 0:
-                self._held[stream] = body
+                self._hold(stream, body)
                 return
             piece, body = body[:size], body[size:]
             self._http.send_data(stream, piece, end_stream=not body)
             if not body:
                 return
+
+    def _hold(self, stream: int, body: bytes) -> None:
+        if sum(map(len, self._held.values())) > MAX_HELD:
+            self._counters.turned_away += 1
+            self._give_up(stream, ErrorCodes.ENHANCE_YOUR_CALM)
+        else:
+            self._held[stream] = body
 
     def _release(self) -> None:
         held, self._held = self._held, {}
@@ -332,17 +349,14 @@ class HttpsConnection(asyncio.Protocol):
         """Send GOAWAY and close."""
         if self._transport is None or self._transport.is_closing():
             return
-        self._ended = True
         self._http.close_connection(code)
         self._flush()
-        self._transport.close()
-
-    def _close_when_done(self) -> None:
-        if self._ended and not self.under_way and not self._held:
-            self._close()
+        self._close()
 
     def _close(self) -> None:
         self._ended = True
+        self._waiting.clear()
+        self._held.clear()
         if self._transport is not None:
             self._transport.close()
 
@@ -358,5 +372,5 @@ class HttpsConnection(asyncio.Protocol):
             return
         if self._choked:
             self._transport.pause_reading()
-        elif not self._ended:
+        elif not (self._finishing or self._ended):
             self._transport.resume_reading()

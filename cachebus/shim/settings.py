@@ -11,6 +11,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from cachebus.errors import ConfigError
 from cachebus.filters.chain import DEFAULT_MAX_TTL
+from cachebus.shim.encrypted import PER_CLIENT, EncryptedSettings
 
 Network = IPv4Network | IPv6Network
 Endpoint = tuple[str, int]
@@ -111,12 +112,17 @@ class ShimSettings:
     """Seconds, 1 to 7 days: what an upstream says longer is kept, and shared, for this long."""
     timeout: float = 4.5
     """0.1 to 60 seconds for one question, all tries together: a stub resolver gives up after 5."""
+    max_connections_per_client: int = PER_CLIENT
+    """1 to 65536 of `max_tcp_connections`. Beyond it the client's own connection idle for longest makes room."""
+    encrypted: EncryptedSettings = field(default_factory=EncryptedSettings)
+    """Listeners for TLS, HTTPS and QUIC."""
 
     def __post_init__(self) -> None:
         if not self.listen:
             raise ConfigError("shim.listen names no address")
         for name, low, high in (
             ("max_tcp_connections", 10, 65536),
+            ("max_connections_per_client", 1, 65536),
             ("max_in_flight", 16, 65536),
             ("timeout", 0.1, 60),
             ("max_ttl", 1, 7 * 86400),

@@ -11,9 +11,11 @@ from typing import Self
 
 from cachebus.cache import Cache
 from cachebus.ports import Clock
+from cachebus.shim.ddr import DiscoveryStage
 from cachebus.shim.forward import Forwarder
 from cachebus.shim.learn import Learned, Learner
 from cachebus.shim.lookup import CacheStage, LookupOrder
+from cachebus.shim.query import Channel
 from cachebus.shim.server import Server
 from cachebus.shim.service import Service
 from cachebus.shim.settings import Endpoint, ShimSettings
@@ -35,18 +37,25 @@ class Shim:
         self._forwarder = Forwarder(settings, self._upstreams, self._learner.learn, clock)
         self._cached = CacheStage(cache, refresh=self._forwarder.refresh if settings.refresh else None)
         self._last_resort = CacheStage(cache, last_resort=True)
-        order = LookupOrder([self._cached, self._forwarder, self._last_resort], clock)
+        self._discovery = DiscoveryStage(settings.encrypted.ddr, settings.encrypted.https_path)
+        order = LookupOrder([self._discovery, self._cached, self._forwarder, self._last_resort], clock)
         self._tasks = Tasks()
         self._service = Service(order, self._tasks, clock, allow=settings.allow, max_in_flight=settings.max_in_flight)
-        self._server = Server(settings.listen, self._service, self._tasks, max_connections=settings.max_tcp_connections)
+        self._server = Server(settings, self._service, self._tasks)
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Where it listens, once entered."""
         return self._server.endpoints
 
+    @property
+    def encrypted(self) -> Mapping[Channel, tuple[Endpoint, ...]]:
+        """Where it listens on encrypted channels, once entered."""
+        return self._server.encrypted
+
     async def __aenter__(self) -> Self:
         await self._server.__aenter__()
+        self._discovery.announce(self._server.encrypted)
         return self
 
     async def __aexit__(
@@ -63,6 +72,7 @@ class Shim:
         found = {
             **self._service.counters,
             "in_flight": len(self._tasks),
+            "discovery": self._discovery.answers,
             "hits": self._cached.hits,
             "refreshed": self._cached.refreshed,
             "unsuitable": self._cached.unsuitable,

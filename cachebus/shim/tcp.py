@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, cast
 
-from cachebus.shim.connections import ENCRYPTED_IDLE_TIMEOUT, IDLE_TIMEOUT, Connections
+from cachebus.shim.connections import Connections
 from cachebus.shim.query import Channel
 from cachebus.shim.service import Service
 from cachebus.shim.tasks import Tasks
@@ -77,9 +77,9 @@ class TcpConnection(asyncio.Protocol):
         return self._choked or not self.under_way
 
     @property
-    def idle_timeout(self) -> float:
-        """Longer where a new connection is dear, once the client has shown that it is one."""
-        return ENCRYPTED_IDLE_TIMEOUT if self._has_asked and self._channel.is_encrypted else IDLE_TIMEOUT
+    def is_dear(self) -> bool:
+        """It is encrypted and has asked something."""
+        return self._has_asked and self._channel.is_encrypted
 
     def shut(self) -> None:
         """Close when what was written has left."""

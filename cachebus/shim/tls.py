@@ -15,7 +15,7 @@ import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -97,6 +97,10 @@ class TlsCounters:
 
     completed: int = 0
     failed: int = 0
+
+    def statistics(self) -> dict[str, int]:
+        """By name."""
+        return {f"tls_{name}": value for name, value in asdict(self).items()}
 
 
 class TlsLayer(asyncio.Protocol):
