@@ -5,6 +5,7 @@ The only place that knows both the configuration's models and the parts' setting
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -15,6 +16,7 @@ from cachebus import config as configuration
 from cachebus import registry
 from cachebus.answer import Evidence
 from cachebus.config import Config, models
+from cachebus.config.shim_listen import Ddr
 from cachebus.errors import ConfigError, FrameError
 from cachebus.filters.cached import CacheJudge
 from cachebus.filters.noise import Noise, NoiseSettings
@@ -24,7 +26,10 @@ from cachebus.filters.trust import DirectJudge, DnstapJudge, IsFilled
 from cachebus.holdings import Holdings
 from cachebus.links import Owner, certificates, levels, make_codec, make_transport
 from cachebus.ports import Clock, Sink, Source
+from cachebus.presentation import name_from_text
+from cachebus.shim.encrypted import DdrSettings, EncryptedSettings
 from cachebus.shim.settings import LOOPBACK, ShimSettings, UpstreamSettings
+from cachebus.shim.tls import ServerCertificate
 from cachebus.sinks.callback import CallbackSink
 from cachebus.sinks.unbound import DEFAULT_RATE, Refill, UnboundSink
 from cachebus.snapshot.service import SnapshotSettings
@@ -34,6 +39,8 @@ from cachebus.sources.listen import DnstapSource, StreamSource
 from cachebus.sources.unbound_cache import CacheSettings, ReadAlready, UnboundCacheSource
 from cachebus.unbound.control import ControlTls
 from cachebus.wire.tsig import Key
+
+_log = logging.getLogger(__name__)
 
 OnHeld = Callable[[bytes, int, float, bool], None]
 Deliver = Callable[[bytes, float], None]
@@ -294,4 +301,26 @@ def make_shim_settings(config: Config) -> ShimSettings | None:
         refresh=bool(config.transports),
         infrastructure=config.share.infrastructure,
         max_ttl=config.share.max_ttl,
+        max_connections_per_client=shim.max_connections_per_client,
+        encrypted=make_encrypted_settings(shim),
+    )
+
+
+def make_encrypted_settings(shim: models.Shim) -> EncryptedSettings:
+    """The encrypted listeners. Raises `ConfigError` for a certificate that cannot be used."""
+    if shim.tls is None:
+        return EncryptedSettings(https_path=shim.https_path)
+    certificate = ServerCertificate(shim.tls.cert, shim.tls.key)
+    section = shim.ddr if isinstance(shim.ddr, Ddr) else Ddr()
+    host = certificate.host()
+    name = section.name or (None if host is None else name_from_text(host))
+    if name is None and shim.ddr is not False:
+        _log.warning("shim: the certificate names no host, so clients are told of no encrypted listener: set ddr.name")
+    return EncryptedSettings(
+        tls=tuple((address.host, address.port) for address in shim.listen_tls),
+        https=tuple((address.host, address.port) for address in shim.listen_https),
+        quic=tuple((address.host, address.port) for address in shim.listen_quic),
+        certificate=certificate,
+        https_path=shim.https_path,
+        ddr=None if name is None or shim.ddr is False else DdrSettings(name=name, addresses=section.addresses),
     )

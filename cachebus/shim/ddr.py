@@ -37,7 +37,7 @@ Listeners = Mapping[Channel, Sequence[Endpoint]]
 
 
 class DiscoveryStage:
-    """Answers everything at and below `resolver.arpa`; until `announce`, and without `settings`, that there is nothing."""
+    """Answers everything at and below `resolver.arpa`; that there is nothing, until `announce` and without settings."""
 
     def __init__(self, settings: DdrSettings | None, https_path: str) -> None:
         self._settings = settings
