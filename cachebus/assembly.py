@@ -16,6 +16,7 @@ from cachebus import config as configuration
 from cachebus import registry
 from cachebus.answer import Evidence
 from cachebus.config import Config, models
+from cachebus.config.shim import Shim as ShimSection
 from cachebus.config.shim_listen import Ddr
 from cachebus.errors import ConfigError, FrameError
 from cachebus.filters.cached import CacheJudge
@@ -306,7 +307,7 @@ def make_shim_settings(config: Config) -> ShimSettings | None:
     )
 
 
-def make_encrypted_settings(shim: models.Shim) -> EncryptedSettings:
+def make_encrypted_settings(shim: ShimSection) -> EncryptedSettings:
     """The encrypted listeners. Raises `ConfigError` for a certificate that cannot be used."""
     if shim.tls is None:
         return EncryptedSettings(https_path=shim.https_path)

@@ -28,7 +28,7 @@ _ALPN, _PORT, _IPV4_HINT, _IPV6_HINT, _DOHPATH = 1, 3, 4, 6, 7
 """SvcParamKeys (RFC 9460 section 14.3.2, RFC 9461 section 5)."""
 _ORDER = ((Channel.TLS, b"dot"), (Channel.HTTPS, b"h2"), (Channel.QUIC, b"doq"))
 """What is announced, the cheapest for both sides first; its place is its priority."""
-_SOA_RDATA = b"\0\x06nobody\x07invalid\0" + struct.pack("!IIIII", 1, 3600, 1200, 604800, TTL)
+_SOA_RDATA = ZONE + b"\x06nobody\x07invalid\0" + struct.pack("!IIIII", 1, 3600, 1200, 604800, TTL)
 """As RFC 6303 section 3 has it for zones that are served locally."""
 _SOA = RRset(ZONE, rrtypes.SOA, TTL, pack(rrtypes.SOA, TTL, [_SOA_RDATA]), b"")
 _NO_DATA = Response(NOERROR, (), (_SOA,))
