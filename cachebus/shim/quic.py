@@ -4,8 +4,8 @@ Moves messages between streams and the service, and decides when a connection ha
 `doq.py`'s matter. Imported only where DNS over QUIC is configured.
 
 Every client proves its address first (RFC 9000 section 8.1): a handshake costs a millisecond, and must not be had by
-forging a packet. 0-RTT is not offered: what it brings can be repeated by anybody. aioquic limits neither what it
-buffers for a peer nor how many streams that opens in the course of time, so both are counted here; it sends no
+forging a packet. 0-RTT is not offered: what it brings can be repeated by anybody. aioquic does not limit what it
+buffers for a peer, and not in all its versions how many streams that has, so both are counted here; it sends no
 stateless reset.
 """
 

@@ -1,4 +1,4 @@
-"""What the tests of the shim's listeners stand on: a transport in memory, a service that does as told, an HTTP/2 client.
+"""What the tests of the listeners stand on: a transport in memory, a service that does as told, an HTTP/2 client.
 
 No test is in here.
 """

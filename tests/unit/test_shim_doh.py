@@ -1,4 +1,4 @@
-"""DNS over HTTPS without sockets: what a request asks, how long a reply is fresh, and a connection against real HTTP/2."""
+"""DNS over HTTPS in memory: what a request asks, how long a reply is fresh, and connections with h2's client."""
 
 from __future__ import annotations
 
