@@ -5,10 +5,11 @@ Knows these keys alone; the docstring under a field is its description in the JS
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, Any
 
-from pydantic import Field, PlainSerializer
+from pydantic import AfterValidator, Field, PlainSerializer
 
 from cachebus.config.section import Section
 from cachebus.config.values import File, Name
@@ -16,8 +17,18 @@ from cachebus.config.values import File, Name
 MAX_PATH = 255
 """Characters of a path: the template that clients hear of has to fit a record."""
 
-HttpsPath = Annotated[str, Field(pattern=r"^/[A-Za-z0-9._~/-]*$", max_length=MAX_PATH)]
-"""A path without a query; what a URI template or percent-encoding would change is not in it (RFC 6570)."""
+_PATH = re.compile("/[a-z0-9._~/-]*", re.IGNORECASE | re.ASCII)
+"""What neither a URI template nor percent-encoding would change (RFC 6570, RFC 3986 section 2.3)."""
+
+
+def _path(text: str) -> str:
+    if len(text) > MAX_PATH or _PATH.fullmatch(text) is None:
+        raise ValueError(f"must begin with / and have at most {MAX_PATH} of a-z, A-Z, 0-9, /, -, ., _ and ~")
+    return text
+
+
+HttpsPath = Annotated[str, AfterValidator(_path)]
+"""A path without a query."""
 _TEXT: Any = PlainSerializer(str, return_type=str)
 
 
