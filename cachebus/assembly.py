@@ -5,6 +5,7 @@ The only place that knows both the configuration's models and the parts' setting
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from cachebus.answer import Evidence
 from cachebus.config import Config, models
 from cachebus.config.shim import Shim, Upstream
 from cachebus.config.shim import Shim as ShimSection
+from cachebus.config.shim_listen import Ddr
 from cachebus.config.shim_local import ListError
 from cachebus.config.shim_swild import Swild
 from cachebus.errors import ConfigError, FrameError
@@ -30,17 +32,20 @@ from cachebus.filters.trust import DirectJudge, DnstapJudge, IsFilled
 from cachebus.holdings import Holdings
 from cachebus.links import Owner, certificates, levels, make_codec, make_transport
 from cachebus.ports import Clock, Sink, Source
+from cachebus.presentation import name_from_text
 from cachebus.shim.block_lists import Action
 from cachebus.shim.block_lists import Format as ListFormat
 from cachebus.shim.caching import CachingSettings, FailureSettings, StaleSettings, SubnetSettings, TtlSettings
 from cachebus.shim.chaos import ChaosSettings
 from cachebus.shim.cookies import CookieSettings
+from cachebus.shim.encrypted import DdrSettings, EncryptedSettings
 from cachebus.shim.front import FrontSettings
 from cachebus.shim.limits import RateLimit
 from cachebus.shim.local_settings import BlockList, LocalSettings
 from cachebus.shim.query import Ede
 from cachebus.shim.settings import LOOPBACK, Choice, ShimSettings, UpstreamSettings
 from cachebus.shim.swild_owners import Include, SwildSettings
+from cachebus.shim.tls import ServerCertificate
 from cachebus.sinks.callback import CallbackSink
 from cachebus.sinks.unbound import DEFAULT_RATE, Refill, UnboundSink
 from cachebus.snapshot.service import SnapshotSettings
@@ -51,6 +56,7 @@ from cachebus.sources.unbound_cache import CacheSettings, ReadAlready, UnboundCa
 from cachebus.unbound.control import ControlTls
 from cachebus.wire.tsig import Key
 
+_log = logging.getLogger(__name__)
 _ERRORS = {ListError.BLOCKED: Ede.BLOCKED, ListError.CENSORED: Ede.CENSORED, ListError.FILTERED: Ede.FILTERED}
 OnHeld = Callable[[bytes, int, float, bool], None]
 Deliver = Callable[[bytes, float], None]
@@ -330,6 +336,8 @@ def make_shim_settings(config: Config) -> ShimSettings | None:
         local=make_local_settings(shim),
         caching=make_caching(shim),
         front=_make_front(config, shim),
+        max_connections_per_client=shim.max_connections_per_client,
+        encrypted=make_encrypted_settings(shim),
     )
 
 
@@ -414,4 +422,24 @@ def _make_front(config: Config, shim: ShimSection) -> FrontSettings:
         ),
         minimal=shim.minimal,
         rotate=shim.rotate,
+    )
+
+
+def make_encrypted_settings(shim: ShimSection) -> EncryptedSettings:
+    """The encrypted listeners. Raises `ConfigError` for a certificate that cannot be used."""
+    if shim.tls is None:
+        return EncryptedSettings(https_path=shim.https_path)
+    certificate = ServerCertificate(shim.tls.cert, shim.tls.key)
+    section = shim.ddr if isinstance(shim.ddr, Ddr) else Ddr()
+    host = certificate.host()
+    name = section.name or (None if host is None else name_from_text(host))
+    if name is None and shim.ddr is not False:
+        _log.warning("shim: the certificate names no host, so clients are told of no encrypted listener: set ddr.name")
+    return EncryptedSettings(
+        tls=tuple((address.host, address.port) for address in shim.listen_tls),
+        https=tuple((address.host, address.port) for address in shim.listen_https),
+        quic=tuple((address.host, address.port) for address in shim.listen_quic),
+        certificate=certificate,
+        https_path=shim.https_path,
+        ddr=None if name is None or shim.ddr is False else DdrSettings(name=name, addresses=section.addresses),
     )

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from cryptography import x509
 
@@ -37,8 +37,40 @@ _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*
 _log = logging.getLogger(__name__)
 
 _Made = TypeVar("_Made", ssl.SSLContext, TlsMaterial)
+_Read = TypeVar("_Read")
 _Signature = tuple[tuple[int, ...] | None, ...]
 """Of each file: what changes when it is written or replaced; None where it cannot be looked at."""
+
+
+class Watched(Generic[_Read]):
+    """What is made of files, made again when one of them has changed.
+
+    New files that cannot be used leave what was made of the old in use, and are told of once.
+    """
+
+    def __init__(self, paths: Iterable[Path], load: Callable[[], _Read], *, shown: object) -> None:
+        """`load` reads the files and raises `ConfigError`, here too; `shown` is what the log calls them by."""
+        self._paths = tuple(paths)
+        self._load = load
+        self._shown = shown
+        self._signature = self._look()
+        self._made = load()
+
+    def current(self) -> _Read:
+        """What is made of the files as they are now, or of the last ones that could be used."""
+        signature = self._look()
+        if signature != self._signature:
+            self._signature = signature
+            try:
+                self._made = self._load()
+            except ConfigError as error:
+                _log.error("tls: %s; the files read before stay in use", error)
+            else:
+                _log.info("tls: read again: %r", self._shown)
+        return self._made
+
+    def _look(self) -> _Signature:
+        return tuple(_state(path) for path in self._paths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +109,7 @@ class CertificateFiles:
         self._cert, self._key, self._ca = cert, key, ca
         self._peers = frozenset(host_name(peer) for peer in peers)
         self._clock = clock
-        self._signature = self._look()
-        self._loaded = self._load()
+        self._files = Watched([path for path in (ca, cert, key) if path is not None], self._load, shown=self)
 
     def __repr__(self) -> str:
         """The files' names only."""
@@ -87,14 +118,14 @@ class CertificateFiles:
     @property
     def expires(self) -> float | None:
         """When our certificate ends to be valid, in seconds since the epoch; None without one."""
-        return self._current().expires
+        return self._files.current().expires
 
     def server_context(self) -> ssl.SSLContext:
         """For what connects to us: TLS 1.3, and a certificate is demanded. Shared: change nothing about it.
 
         Raises `ConfigError` without a certificate of our own, or without peers.
         """
-        return self._for_peers(self._current().server)
+        return self._for_peers(self._files.current().server)
 
     def client_context(self) -> ssl.SSLContext:
         """For what we connect to: TLS 1.3, and our certificate is shown. Shared: change nothing about it.
@@ -102,15 +133,15 @@ class CertificateFiles:
         It does not compare names: ask `identify` for the peer's once the connection stands. Raises `ConfigError`
         without a certificate of our own, or without peers.
         """
-        return self._for_peers(self._current().client)
+        return self._for_peers(self._files.current().client)
 
     def broker_context(self) -> ssl.SSLContext:
         """For a server that is no peer: TLS 1.2 or later, its certificate of our CA and for the host connected to."""
-        return self._current().broker
+        return self._files.current().broker
 
     def material(self) -> TlsMaterial:
         """What the contexts between peers are made of. Raises `ConfigError` as they do."""
-        return self._for_peers(self._current().material)
+        return self._for_peers(self._files.current().material)
 
     def identify(self, certificate: bytes | None) -> str:
         """The configured name that is a dNSName of this certificate (DER): equal but for case, wildcards excluded.
@@ -133,18 +164,6 @@ class CertificateFiles:
         shown = ", ".join(repr(name[:_SHOWN_LENGTH]) for name in names[:_SHOWN_NAMES]) or "no name"
         raise TransportError(f"the certificate is for {shown}, which is no configured peer")
 
-    def _current(self) -> _Loaded:
-        signature = self._look()
-        if signature != self._signature:
-            self._signature = signature
-            try:
-                self._loaded = self._load()
-            except ConfigError as error:
-                _log.error("tls: %s; the files read before stay in use", error)
-            else:
-                _log.info("tls: read again: %r", self)
-        return self._loaded
-
     def _for_peers(self, made: _Made | None) -> _Made:
         if made is None:
             raise ConfigError("tls: cert and key are missing, which links between nodes need")
@@ -152,18 +171,15 @@ class CertificateFiles:
             raise ConfigError("tls.peers: is empty, so no peer could connect")
         return made
 
-    def _look(self) -> _Signature:
-        return tuple(_state(path) for path in (self._ca, self._cert, self._key) if path is not None)
-
     def _load(self) -> _Loaded:
-        authorities = _read(self._ca)
+        authorities = read_pem(self._ca)
         broker = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         broker.minimum_version = ssl.TLSVersion.TLSv1_2
         self._trust(broker, authorities)
         if self._cert is None or self._key is None:
             return _Loaded(broker, None, None, None, None)
         material = TlsMaterial(
-            certificate=_read(self._cert), key=_read(self._key, private=True), authorities=authorities
+            certificate=read_pem(self._cert), key=read_pem(self._key, private=True), authorities=authorities
         )
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -175,8 +191,8 @@ class CertificateFiles:
             context.options |= ssl.OP_NO_TICKET
             self._trust(context, authorities)
         for context in (broker, server, client):
-            _present(context, self._cert, self._key)
-        return _Loaded(broker, server, client, material, self._validity(self._cert, material))
+            present(context, self._cert, self._key)
+        return _Loaded(broker, server, client, material, valid_until(self._cert, material.certificate, self._clock()))
 
     def _trust(self, context: ssl.SSLContext, authorities: bytes) -> None:
         try:
@@ -184,21 +200,26 @@ class CertificateFiles:
         except (ssl.SSLError, ValueError):
             raise ConfigError(f"{self._ca}: holds no certificate of an authority in PEM") from None
 
-    def _validity(self, path: Path, material: TlsMaterial) -> float:
-        """When our certificate ends; warns when that, or its beginning, makes it useless now."""
-        try:
-            certificate = x509.load_pem_x509_certificate(material.certificate)
-        except ValueError:
-            raise ConfigError(f"{path}: holds no certificate in PEM") from None
-        begin, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
-        if self._clock() > end:
-            _log.warning("tls: the certificate in %s has expired: peers will refuse it", path)
-        elif self._clock() < begin:
-            _log.warning("tls: the certificate in %s is not valid yet: peers will refuse it", path)
-        return end
+
+def valid_until(path: Path, certificates: bytes, now: float) -> float:
+    """When our own certificate ends; warns when that, or its beginning, makes it useless now.
+
+    Raises `ConfigError` when there is none.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(certificates)
+    except ValueError:
+        raise ConfigError(f"{path}: holds no certificate in PEM") from None
+    begin, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+    if now > end:
+        _log.warning("tls: the certificate in %s has expired: peers will refuse it", path)
+    elif now < begin:
+        _log.warning("tls: the certificate in %s is not valid yet: peers will refuse it", path)
+    return end
 
 
-def _present(context: ssl.SSLContext, cert: Path, key: Path) -> None:
+def present(context: ssl.SSLContext, cert: Path, key: Path) -> None:
+    """Let a context show this certificate. Raises `ConfigError` when they cannot be used together."""
     try:
         context.load_cert_chain(cert, key, password=_no_password)
     except (OSError, ValueError) as error:
@@ -222,7 +243,8 @@ def _state(path: Path) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _read(path: Path, *, private: bool = False) -> bytes:
+def read_pem(path: Path, *, private: bool = False) -> bytes:
+    """A file's bytes. Raises `ConfigError` for what is no regular file, too long, or a key that is open to everyone."""
     try:
         # Not blocking: a FIFO in the file's place must not hang the node.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -33,6 +33,7 @@ from cachebus.config.models import (
 )
 from cachebus.config.problems import Place, shown
 from cachebus.config.shim_checks import check_shim
+from cachebus.config.shim_listen_checks import check_listeners
 from cachebus.config.tools import Tools
 from cachebus.config.transport_checks import TransportChecker
 from cachebus.config.values import UnixAddress
@@ -75,6 +76,7 @@ class Checker:
             self._tools.report(("share", "min_ttl"), "is above `max_ttl`: nothing would be shared")
         if config.shim is not None:
             check_shim(config.shim, self._tools)
+            check_listeners(config.shim, self._tools)
         self._transports.snapshot(config.snapshot)
         self._admin(config.admin)
         if config.state is not None and not config.state.is_dir():

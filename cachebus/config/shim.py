@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from cachebus.config.section import MAX_NAMES, Section
 from cachebus.config.shim_caching import Ecs, Failures, FailuresOrSwitch, ServeStaleOrSwitch, Ttl
 from cachebus.config.shim_front import Chaos, Cookies, OrSwitch, RateLimit
+from cachebus.config.shim_listen import Ddr, HttpsPath, ShimTls
 from cachebus.config.shim_local import BlockList, LocalData
 from cachebus.config.shim_swild import Swild
 from cachebus.config.values import Duration, File, Label, ListenAddress, Network, OrText, SocketAddress, parse_address
@@ -151,3 +152,17 @@ class Shim(Section):
     """`false`: addresses that the records of an answer point to are added where the cache holds them."""
     rotate: bool = False
     """`true`: the records of an RRset come in another order each time."""
+    max_connections_per_client: int = Field(default=128, ge=1, le=65536)
+    """Of `max_tcp_connections`. Beyond it the one of this client that is idle for longest is closed."""
+    listen_tls: tuple[ListenAddress, ...] = Field(default=(), max_length=MAX_NAMES)
+    """ADDRESS:PORT for DNS over TLS; port 853."""
+    listen_https: tuple[ListenAddress, ...] = Field(default=(), max_length=MAX_NAMES)
+    """ADDRESS:PORT for DNS over HTTPS; port 443."""
+    listen_quic: tuple[ListenAddress, ...] = Field(default=(), max_length=MAX_NAMES)
+    """ADDRESS:PORT for DNS over QUIC; port 853. Needs `pip install 'cachebus[quic]'`."""
+    tls: ShimTls | None = None
+    """The certificate of these three."""
+    https_path: HttpsPath = "/dns-query"
+    """Where DNS over HTTPS is asked."""
+    ddr: bool | Ddr = True
+    """Whether clients that ask hear of the encrypted listeners, and by which name."""

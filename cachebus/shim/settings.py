@@ -15,6 +15,7 @@ from cachebus.filters.chain import DEFAULT_MAX_TTL
 from cachebus.shim.access import LOOPBACK as LOOPBACK
 from cachebus.shim.access import Network as Network
 from cachebus.shim.caching import CachingSettings
+from cachebus.shim.encrypted import PER_CLIENT, EncryptedSettings
 from cachebus.shim.front import FrontSettings
 from cachebus.shim.local_settings import LocalSettings
 from cachebus.shim.swild_owners import SwildSettings
@@ -136,12 +137,17 @@ class ShimSettings:
     """What is kept for how long, and what is answered when upstreams do not."""
     front: FrontSettings = field(default_factory=FrontSettings)
     """What clients meet: access, cookies, padding, rate limits and the rest."""
+    max_connections_per_client: int = PER_CLIENT
+    """1 to 65536 of `max_tcp_connections`. Beyond it the client's own connection idle for longest makes room."""
+    encrypted: EncryptedSettings = field(default_factory=EncryptedSettings)
+    """Listeners for TLS, HTTPS and QUIC."""
 
     def __post_init__(self) -> None:
         if not self.listen:
             raise ConfigError("shim.listen names no address")
         for name, low, high in (
             ("max_tcp_connections", 10, 65536),
+            ("max_connections_per_client", 1, 65536),
             ("max_in_flight", 16, 65536),
             ("timeout", 0.1, 60),
             ("max_ttl", 1, 7 * 86400),

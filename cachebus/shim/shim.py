@@ -12,12 +12,13 @@ from typing import Self
 from cachebus.cache import Cache
 from cachebus.flushes import Flush
 from cachebus.ports import Clock
+from cachebus.shim.ddr import DiscoveryStage
 from cachebus.shim.failures import Failures, FailureStage, question_key
 from cachebus.shim.forward import Forwarder, Key
 from cachebus.shim.learn import Learned, Learner
 from cachebus.shim.local import LocalStage
 from cachebus.shim.lookup import CacheStage, LookupOrder, Stage
-from cachebus.shim.query import Query, Response
+from cachebus.shim.query import Channel, Query, Response
 from cachebus.shim.server import Server
 from cachebus.shim.service import Service
 from cachebus.shim.settings import Endpoint, ShimSettings
@@ -80,7 +81,8 @@ class Shim:
         if caching.subnet.send:
             stages.insert(0, SubnetStage(self._subnets, ask))
         self._local = LocalStage(settings.local, behind, clock)
-        stages.insert(0, self._local)
+        self._discovery = DiscoveryStage(settings.encrypted.ddr, settings.encrypted.https_path)
+        stages = [self._local, self._discovery, *stages]
         order = SubnetOrder(stages, clock) if caching.subnet.send else LookupOrder(stages, clock)
         self._tasks = Tasks()
         self._service = Service(
@@ -93,7 +95,7 @@ class Shim:
             front=settings.front,
             cache=cache,
         )
-        self._server = Server(settings.listen, self._service, self._tasks, max_connections=settings.max_tcp_connections)
+        self._server = Server(settings, self._service, self._tasks)
 
     def _make_swild(self, settings: ShimSettings, rest: Sequence[Stage], clock: Clock) -> SwildStage | None:
         if self._swilds is None:
@@ -116,6 +118,11 @@ class Shim:
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Where it listens, once entered."""
         return self._server.endpoints
+
+    @property
+    def encrypted(self) -> Mapping[Channel, tuple[Endpoint, ...]]:
+        """Where it listens on encrypted channels, once entered."""
+        return self._server.encrypted
 
     def _refresh(self, query: Query) -> None:
         """Fetch again what is about to expire, unless that has just failed: each further client would try once more."""
@@ -145,6 +152,7 @@ class Shim:
         stale = self._settings.caching.stale
         self._cache.keep_expired = 0.0 if stale is None else float(stale.max_age)
         await self._server.__aenter__()
+        self._discovery.announce(self._server.encrypted)
         return self
 
     async def __aexit__(
@@ -163,6 +171,7 @@ class Shim:
         found = {
             **self._service.statistics(),
             "in_flight": len(self._tasks),
+            "discovery": self._discovery.answers,
             "hits": self._cached.hits,
             "refreshed": self._cached.refreshed,
             "unsuitable": self._cached.unsuitable,

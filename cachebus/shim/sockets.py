@@ -13,6 +13,16 @@ BIND_TRIES = 20
 """For port 0: draws of a port that is free for UDP until one is free for TCP too."""
 
 
+def bind_stream(endpoint: Endpoint) -> socket.socket:
+    """A TCP socket on this address. Raises `TransportError` naming it."""
+    return _bind(socket.SOCK_STREAM, *endpoint)
+
+
+def bind_datagram(endpoint: Endpoint) -> socket.socket:
+    """A UDP socket on this address. Raises `TransportError` naming it."""
+    return _bind(socket.SOCK_DGRAM, *endpoint)
+
+
 def bind_both(endpoint: Endpoint) -> tuple[socket.socket, socket.socket]:
     """A UDP and a TCP socket on the same address and port. Raises `TransportError` naming the address."""
     host, port = endpoint

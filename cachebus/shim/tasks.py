@@ -32,6 +32,7 @@ class Tasks:
 
     async def end(self) -> None:
         """Give up what is still under way."""
+        await asyncio.sleep(0)  # one that is cancelled before it begins leaves what it was to wait for unawaited
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -16,6 +16,8 @@ from cachebus.shim.tasks import Tasks
 
 MAX_UNDER_WAY = 100
 """Questions of one connection that wait for an upstream; reading pauses until one of them is answered."""
+MAX_UNREAD = 1 << 19
+"""Bytes of replies that a client has not taken, beyond which its connection is ended: eight of the largest replies."""
 
 
 class TcpConnection(asyncio.Protocol):
@@ -33,13 +35,14 @@ class TcpConnection(asyncio.Protocol):
         self._buffer = bytearray()
         self._ended = False
         self._choked = False
+        self._has_asked = False
         self.under_way = 0
         self.active_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
-        if not peer or not self._connections.admit(self):
+        if not peer or not self._connections.admit(self, peer[0]):
             self._transport.abort()
             return
         self._client = peer[0]
@@ -73,6 +76,16 @@ class TcpConnection(asyncio.Protocol):
         """Nothing is under way, or the client reads no replies."""
         return self._choked or not self.under_way
 
+    @property
+    def is_dear(self) -> bool:
+        """It is encrypted and has asked something."""
+        return self._has_asked and self._channel.is_encrypted
+
+    def shut(self) -> None:
+        """Close when what was written has left."""
+        if self._transport is not None:
+            self._transport.close()
+
     def abort(self) -> None:
         """Close at once."""
         if self._transport is not None:
@@ -87,6 +100,7 @@ class TcpConnection(asyncio.Protocol):
                 break
             message = bytes(buffer[position + 2 : end])
             position = end
+            self._has_asked = True
             self._connections.active(self)
             self._take(message)
         if position:
@@ -115,6 +129,8 @@ class TcpConnection(asyncio.Protocol):
     def _send(self, reply: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(len(reply).to_bytes(2, "big") + reply)
+            if self._choked and self._transport.get_write_buffer_size() > MAX_UNREAD:
+                self._transport.abort()
 
     @property
     def _is_full(self) -> bool:
