@@ -1,6 +1,6 @@
-"""DNS over HTTPS as bytes (RFC 8484): what a request asks, how long a reply is fresh, and where HTTP/2 frames end.
+"""DNS over HTTPS as bytes (RFC 8484): what a request asks, and how long a reply is fresh.
 
-Decides what is refused, and with which status. Knows no connection; HTTP/2 itself is the library h2's business.
+Decides what is refused, and with which status. Knows no connection, and nothing of HTTP/2.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import NamedTuple
 
-from cachebus.errors import FrameError
 from cachebus.wire import rrtypes
 from cachebus.wire.message import HEADER_LENGTH, NOERROR, NXDOMAIN, RCODE
 from cachebus.wire.name import skip_name
@@ -20,17 +19,7 @@ MAX_MESSAGE = 16384
 MAX_HEADERS = 32768
 """Bytes of a request's headers as HTTP/2 counts them (RFC 9113 section 6.5.2): the longest GET and 10 KiB beside it."""
 MEDIA_TYPE = b"application/dns-message"
-PREFACE_LENGTH = 24
-"""Bytes with which an HTTP/2 client begins (RFC 9113 section 3.4)."""
-MAX_FRAME = 16384
-"""Bytes of a frame's payload: the least that HTTP/2 allows to be the most (RFC 9113 section 4.2)."""
-MAX_CONTINUATIONS = 4
-"""CONTINUATION frames of one header block: with the frame that they continue more than `MAX_HEADERS`."""
-MAX_OTHER_FRAMES = 200
-"""Frames between two requests that are no part of one (PING, SETTINGS, WINDOW_UPDATE ...): a client has some dozen."""
 
-_FRAME_HEADER = 9
-_DATA, _HEADERS, _CONTINUATION = 0, 1, 9
 _TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 _NOT_BASE64URL = b"+/="
 
@@ -125,68 +114,3 @@ def freshness(reply: bytes) -> int:
         smallest = ttl if smallest is None else min(smallest, ttl)
         position = end
     return smallest or 0
-
-
-class FrameSplitter:
-    """Cuts what an HTTP/2 client sends into its frames, and bounds what a client can make us do with them.
-
-    h2 takes any bytes; it is given whole frames so that its work can be stopped between any two, and so that what
-    waits for the rest of a frame is here, where it is bounded.
-    """
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._started = False
-        self._continuations = 0
-        self._others = 0
-
-    def __len__(self) -> int:
-        """Bytes that wait."""
-        return len(self._buffer)
-
-    def feed(self, data: bytes) -> None:
-        """Take what came."""
-        self._buffer += data
-
-    def request_came(self) -> None:
-        """A whole request came: its connection is of use."""
-        self._others = 0
-
-    def next_frame(self) -> bytes | None:
-        """The next whole frame, first of all the client's preface, or None until more comes.
-
-        Raises `FrameError` for a frame that is too long, for too many CONTINUATION frames, and for too many frames that
-        are no part of a request.
-        """
-        buffer = self._buffer
-        if not self._started:
-            if len(buffer) < PREFACE_LENGTH:
-                return None
-            self._started = True
-            return self._take(PREFACE_LENGTH)
-        if len(buffer) < _FRAME_HEADER:
-            return None
-        length = int.from_bytes(buffer[:3], "big")
-        if length > MAX_FRAME:
-            raise FrameError(f"a frame of {length} bytes")
-        if len(buffer) < _FRAME_HEADER + length:
-            return None
-        self._count(buffer[3], buffer[4], length)
-        return self._take(_FRAME_HEADER + length)
-
-    def _count(self, kind: int, flags: int, length: int) -> None:
-        if kind == _CONTINUATION:
-            self._continuations += 1
-            if self._continuations > MAX_CONTINUATIONS:
-                raise FrameError("a header block without end")
-            return
-        self._continuations = 0
-        if kind != _HEADERS and not (kind == _DATA and length):
-            self._others += 1
-            if self._others > MAX_OTHER_FRAMES:
-                raise FrameError("frames without a request")
-
-    def _take(self, size: int) -> bytes:
-        taken = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return taken

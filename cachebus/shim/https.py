@@ -40,7 +40,6 @@ from cachebus.shim.doh import (
     MAX_HEADERS,
     MAX_MESSAGE,
     MEDIA_TYPE,
-    FrameSplitter,
     Get,
     Headers,
     Post,
@@ -48,6 +47,7 @@ from cachebus.shim.doh import (
     freshness,
     read_request,
 )
+from cachebus.shim.http2 import FrameSplitter
 from cachebus.shim.query import Channel
 from cachebus.shim.service import Service
 from cachebus.shim.tasks import Tasks
@@ -110,7 +110,7 @@ class HttpsConnection(asyncio.Protocol):
         self._path = path.encode()
         self._transport: asyncio.Transport | None = None
         self._client = ""
-        self._frames = FrameSplitter()
+        self._frames = FrameSplitter(preface=True)
         self._http = _Http2(H2Configuration(client_side=False, header_encoding=None))
         self._http.local_settings = Settings(
             client=False,
@@ -257,7 +257,7 @@ class HttpsConnection(asyncio.Protocol):
         if request is None:
             return  # refused already
         self._has_asked = True
-        self._frames.request_came()
+        self._frames.message_came()
         self._connections.active(self)
         message = request.asked.message if isinstance(request.asked, Get) else bytes(request.body)
         answered = self._service.handle(message, self._client, Channel.HTTPS)

@@ -18,7 +18,7 @@ from h2.settings import SettingCodes
 
 from cachebus.errors import FrameError, TransportError
 from cachebus.shim.exchange import Outgoing
-from cachebus.shim.http2 import FrameLengths
+from cachebus.shim.http2 import FrameSplitter
 
 MAX_MESSAGE = 65535
 """Bytes of a reply, over HTTP too (RFC 8484 section 6)."""
@@ -114,7 +114,7 @@ class Https:
             (b"content-type", MEDIA_TYPE),
         ]
         self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding=None))
-        self._lengths = FrameLengths()
+        self._frames = FrameSplitter(preface=False)
         self._bodies: dict[int, bytearray] = {}
 
     def opening(self) -> bytes:
@@ -135,12 +135,15 @@ class Https:
         return stream, outgoing._replace(wire=wire), self._h2.data_to_send()
 
     def receive(self, data: bytes) -> tuple[list[Reply], bytes]:
+        replies = []
+        self._frames.feed(data)
         try:
-            self._lengths.check(data)
-            events = self._h2.receive_data(data)
+            while (frame := self._frames.next_frame()) is not None:
+                replies += [reply for event in self._h2.receive_data(frame) if (reply := self._take(event)) is not None]
         except (FrameError, ProtocolError) as error:
             raise TransportError(f"HTTP/2: {type(error).__name__}") from error
-        replies = [reply for event in events if (reply := self._take(event)) is not None]
+        if replies:
+            self._frames.message_came()
         return replies, self._h2.data_to_send()
 
     def _take(self, event: Event) -> Reply | None:

@@ -19,9 +19,10 @@ from cachebus.cache import Cache
 from cachebus.errors import FrameError, MessageError
 from cachebus.shim.connections import Connections
 from cachebus.shim.ddr import DISCOVERY, DiscoveryStage
-from cachebus.shim.doh import MAX_FRAME, MAX_HEADERS, MAX_MESSAGE, Get, Post, Status, freshness, read_request
+from cachebus.shim.doh import MAX_HEADERS, MAX_MESSAGE, Get, Post, Status, freshness, read_request
 from cachebus.shim.doq import Question
 from cachebus.shim.encrypted import DdrSettings
+from cachebus.shim.http2 import MAX_FRAME
 from cachebus.shim.https import MAX_RESETS, HttpsConnection, HttpsCounters
 from cachebus.shim.lookup import CacheStage, LookupOrder
 from cachebus.shim.query import Channel, Query, parse_query
@@ -224,7 +225,8 @@ class HttpsTarget(BytesTarget):
 
     name = "shim-https"
     parts = (
-        Part("cachebus/shim/doh.py", only=("FrameSplitter", "freshness")),
+        Part("cachebus/shim/doh.py", only=("freshness",)),
+        Part("cachebus/shim/http2.py"),
         Part("cachebus/shim/https.py", only=("HttpsConnection._begin", "HttpsConnection._whole")),
     )
     cost = 5

@@ -12,8 +12,9 @@ import pytest
 from h2.errors import ErrorCodes
 
 from cachebus.errors import FrameError
-from cachebus.shim import doh, https
-from cachebus.shim.doh import FrameSplitter, Get, Post, Status, freshness, read_request
+from cachebus.shim import doh, http2, https
+from cachebus.shim.doh import Get, Post, Status, freshness, read_request
+from cachebus.shim.http2 import FrameSplitter
 from cachebus.shim.query import Channel
 from tests.unit.listen_bed import PEER, H2Client
 
@@ -130,7 +131,7 @@ class TestFrames:
     def test_whole_frames_come_out(self, step: int) -> None:
         frames = [frame(4), frame(0, 1, 1, b"x" * 300), frame(8, 0, 0, b"\0\0\1\0")]
         data = PREFACE + b"".join(frames)
-        splitter, found = FrameSplitter(), []
+        splitter, found = FrameSplitter(preface=True), []
         for start in range(0, len(data), step):
             splitter.feed(data[start : start + step])
             while (one := splitter.next_frame()) is not None:
@@ -139,7 +140,7 @@ class TestFrames:
         assert len(splitter) == 0
 
     def test_a_frame_too_long_is_refused_by_its_header(self) -> None:
-        splitter = FrameSplitter()
+        splitter = FrameSplitter(preface=True)
         splitter.feed(PREFACE + frame(0, 0, 1, b"")[3:].join([b"\0\x40\1", b""]))
         assert splitter.next_frame() == PREFACE
         with pytest.raises(FrameError):
@@ -148,14 +149,14 @@ class TestFrames:
     @pytest.mark.parametrize(
         ("one", "count"),
         [
-            (frame(9, 0, 1, b"x"), doh.MAX_CONTINUATIONS),
-            (frame(6, 0, 0, bytes(8)), doh.MAX_OTHER_FRAMES),
-            (frame(0, 0, 1), doh.MAX_OTHER_FRAMES),
-            (frame(200, 0, 0), doh.MAX_OTHER_FRAMES),
+            (frame(9, 0, 1, b"x"), http2.MAX_CONTINUATIONS),
+            (frame(6, 0, 0, bytes(8)), http2.MAX_OTHER_FRAMES),
+            (frame(0, 0, 1), http2.MAX_OTHER_FRAMES),
+            (frame(200, 0, 0), http2.MAX_OTHER_FRAMES),
         ],
     )
     def test_floods_end(self, one: bytes, count: int) -> None:
-        splitter = FrameSplitter()
+        splitter = FrameSplitter(preface=True)
         splitter.feed(PREFACE + one * (count + 1))
         assert splitter.next_frame() == PREFACE
         assert [splitter.next_frame() for _ in range(count)] == [one] * count
@@ -163,14 +164,14 @@ class TestFrames:
             splitter.next_frame()
 
     def test_requests_pay_for_what_comes_between_them(self) -> None:
-        splitter = FrameSplitter()
+        splitter = FrameSplitter(preface=True)
         splitter.feed(PREFACE)
         splitter.next_frame()
         for _ in range(20):
             splitter.feed(frame(8, 0, 0, b"\0\0\1\0") * 100)
             for _ in range(100):
                 assert splitter.next_frame()
-            splitter.request_came()
+            splitter.message_came()
 
 
 @pytest.mark.parametrize("step", [None, 1, 13])
