@@ -325,6 +325,22 @@ class Cache:
             return None
         return self._expand(owner, rrtype, value, now)
 
+    def entry_in_use(self, key: bytes, now_bytes: bytes) -> bytes | None:
+        """The live entry of a key (owner and type on the wire), packed; `now_bytes`: milliseconds, packed `EXPIRES`.
+
+        None as well where a look-up would change something: an entry that is used for the first time, or moves to the
+        young generation. For a reader in a hurry, who then asks `resolve`.
+        """
+        value = self._shards[hash(key) & self._mask].young.get(key)
+        return value if value is not None and value[:8] > now_bytes and value[25] & USED else None
+
+    def alias_in_use(self, name: bytes, rrtype: bytes, now_bytes: bytes) -> bytes | None:
+        """The CNAME at `name`, as `entry_in_use` gives it, where it alone decides what a question for `rrtype` finds."""
+        if self._dnames or self._held(name + rrtype) or (self._negatives and self._held(name + b"\0\0")):
+            return None
+        value = self.entry_in_use(name + _CNAME, now_bytes)
+        return value if value is not None and not value[25] & NEGATIVE else None
+
     def resolve(self, qname: bytes, qtype: int, now: float) -> Lookup | None:
         """Everything known about a question: CNAMEs, and DNAMEs above, followed. None when nothing is."""
         chain: list[Cached] = []

@@ -15,7 +15,7 @@ from cachebus.shim.settings import Endpoint
 from cachebus.shim.sockets import bind_both
 from cachebus.shim.tasks import Tasks
 from cachebus.shim.tcp import TcpConnection
-from cachebus.shim.udp import UdpListener, WildcardUdp, is_wildcard
+from cachebus.shim.udp import UdpListener, open_listener
 
 SWEEP_INTERVAL = 1.0
 """Seconds between two looks at idle connections."""
@@ -31,7 +31,7 @@ class Server:
         self._service = service
         self._max_connections = max_connections
         self._tasks = tasks
-        self._udp: list[asyncio.DatagramTransport | WildcardUdp] = []
+        self._udp: list[UdpListener] = []
         self._tcp: list[asyncio.Server] = []
         self._connections: Connections | None = None
         self._sweeper: asyncio.TimerHandle | None = None
@@ -58,13 +58,7 @@ class Server:
         loop = asyncio.get_running_loop()
         connections = self._connections
         assert connections is not None
-        if is_wildcard(endpoint[0]):
-            self._udp.append(WildcardUdp(udp, self._service, self._tasks.start))
-        else:
-            transport, _ = await loop.create_datagram_endpoint(
-                lambda: UdpListener(self._service, self._tasks), sock=udp
-            )
-            self._udp.append(transport)
+        self._udp.append(open_listener(udp, self._service, self._tasks.start))
         server = await loop.create_server(
             lambda: TcpConnection(self._service, self._tasks, connections), sock=tcp, backlog=BACKLOG
         )
@@ -92,11 +86,12 @@ class Server:
         self._tcp.clear()
 
     def statistics(self) -> dict[str, int]:
-        """TCP connections: open now, and what became of the others."""
+        """TCP connections: open now, and what became of the others; UDP replies that could not be sent."""
         found = self._connections
         if found is None:
             return {}
         return {
+            "udp_unsent": sum(listener.unsent for listener in self._udp),
             "tcp_open": found.open,
             "tcp_accepted": found.accepted,
             "tcp_refused": found.refused,

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from cachebus.ports import Clock
+from cachebus.shim.fast import FastPath
 from cachebus.shim.lookup import LookupOrder
 from cachebus.shim.query import Channel, Drop, Ede, Error, Query, Response, parse_query
 from cachebus.shim.reply import MAX_STREAM_PAYLOAD, compose_error, compose_reply, udp_limit
@@ -28,14 +29,25 @@ class Service:
     """Answers client messages. Any bytes give a reply or silence, and never an exception."""
 
     def __init__(
-        self, order: LookupOrder, tasks: Tasks, clock: Clock, *, allow: Sequence[Network], max_in_flight: int
+        self,
+        order: LookupOrder,
+        tasks: Tasks,
+        clock: Clock,
+        *,
+        allow: Sequence[Network],
+        max_in_flight: int,
+        fast: FastPath | None = None,
     ) -> None:
-        """`tasks`: where listeners run the coroutines that `handle` gives, and by which it sees how many there are."""
+        """`tasks`: where listeners run the coroutines that `handle` gives, and by which it sees how many there are.
+
+        `fast`: what UDP listeners may ask first, as it answers plain questions just as `handle` would.
+        """
         self._order = order
         self._tasks = tasks
         self._allow = tuple(allow)
         self._max_in_flight = max_in_flight
-        self._clock = clock
+        self.clock = clock
+        self.fast = fast
         self.counters = dict.fromkeys(
             ("queries", "prohibited", "overloaded", "errors", "servfail", "nxdomain", *(drop.value for drop in Drop)), 0
         )
@@ -54,7 +66,7 @@ class Service:
         if not self._is_allowed(client):  # looked up each time: no client's address outlives its question
             self.counters["prohibited"] += 1
             return compose_reply(query, _PROHIBITED, limit)
-        response = self._order.answer(query, self._clock())
+        response = self._order.answer(query, self.clock())
         if isinstance(response, Response):
             return self._compose(query, response, limit)
         if len(self._tasks) >= self._max_in_flight:

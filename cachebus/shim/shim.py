@@ -11,6 +11,7 @@ from typing import Self
 
 from cachebus.cache import Cache
 from cachebus.ports import Clock
+from cachebus.shim.fast import FastPath
 from cachebus.shim.forward import Forwarder
 from cachebus.shim.learn import Learned, Learner
 from cachebus.shim.lookup import CacheStage, LookupOrder
@@ -37,7 +38,15 @@ class Shim:
         self._last_resort = CacheStage(cache, last_resort=True)
         order = LookupOrder([self._cached, self._forwarder, self._last_resort], clock)
         self._tasks = Tasks()
-        self._service = Service(order, self._tasks, clock, allow=settings.allow, max_in_flight=settings.max_in_flight)
+        self._fast = make_fast_path(settings, cache)
+        self._service = Service(
+            order,
+            self._tasks,
+            clock,
+            allow=settings.allow,
+            max_in_flight=settings.max_in_flight,
+            fast=self._fast,
+        )
         self._server = Server(settings.listen, self._service, self._tasks, max_connections=settings.max_tcp_connections)
 
     @property
@@ -80,6 +89,15 @@ class Shim:
             "kept": self._learner.kept,
             **self._server.statistics(),
         }
+        if self._fast is not None:
+            found["fast"] = self._fast.answered
+            found["queries"] += self._fast.answered
+            found["hits"] += self._fast.answered
         for reason, count in self._learner.not_shared.items():
             found[f"not_shared_{reason.value.replace('-', '_')}"] = count
         return found
+
+
+def make_fast_path(settings: ShimSettings, cache: Cache) -> FastPath | None:
+    """The short way of plain questions; None where something is switched on that it knows nothing of."""
+    return FastPath(cache, settings.allow, refreshes=settings.refresh)

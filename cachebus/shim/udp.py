@@ -1,9 +1,10 @@
 """DNS over UDP: each datagram is a message of its own, and its reply leaves from the address that was asked.
 
-Moves bytes between a socket and the service; reads no DNS message.
+Moves bytes between a socket and the service; reads no DNS message. Where the system can (`mmsg`), datagrams are taken
+and answered many at a time; otherwise one by one.
 
-On a wildcard address asyncio's datagram endpoints would let the kernel choose the source, and the client would refuse
-the reply; `WildcardUdp` hands the kernel's packet information back with it (RFC 3542 section 6.2, ip(7) IP_PKTINFO).
+On a wildcard address the kernel would choose the source of a reply, and the client would refuse it: there the kernel's
+packet information goes back with it (RFC 3542 section 6.2, ip(7) IP_PKTINFO).
 """
 
 from __future__ import annotations
@@ -11,55 +12,21 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import sys
 from collections.abc import Callable, Coroutine
-from typing import Any, cast
+from typing import Any
 
+from cachebus.shim import mmsg
+from cachebus.shim.burst import MAX_DATAGRAM, MAX_REPLY, SLOTS, Burst
 from cachebus.shim.query import Channel
 from cachebus.shim.service import Service
-from cachebus.shim.tasks import Tasks
 
-BURST = 64
-"""Datagrams read before the event loop gets its turn."""
-
-_MAX_DATAGRAM = 4096
 _IP_PKTINFO = 8
 """Linux; Python 3.11 has no name for it."""
 _CONTROL_SIZE = 256
 _Control = list[tuple[int, int, bytes]]
-
-
-class UdpListener(asyncio.DatagramProtocol):
-    """Each datagram is a message of its own."""
-
-    def __init__(self, service: Service, tasks: Tasks) -> None:
-        self._service = service
-        self._tasks = tasks
-        self._transport: asyncio.DatagramTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.DatagramTransport", transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-
-    def error_received(self, exc: Exception) -> None:
-        """A client that is gone sends ICMP errors: nobody is left to tell."""
-
-    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
-        answered = self._service.handle(data, addr[0], Channel.UDP)
-        if answered is None:
-            return
-        if isinstance(answered, bytes):
-            self._send(answered, addr)
-        else:
-            self._tasks.start(self._send_later(answered, addr))
-
-    async def _send_later(self, reply: Coroutine[Any, Any, bytes], addr: tuple[Any, ...]) -> None:
-        self._send(await reply, addr)
-
-    def _send(self, reply: bytes, addr: tuple[Any, ...]) -> None:
-        if self._transport is not None and addr[1]:  # port 0 cannot be sent to
-            self._transport.sendto(reply, addr)
+_Address = tuple[Any, ...]
+Start = Callable[[Coroutine[Any, Any, None]], None]
 
 
 def is_wildcard(host: str) -> bool:
@@ -67,50 +34,123 @@ def is_wildcard(host: str) -> bool:
     return host in ("0.0.0.0", "::")  # noqa: S104
 
 
-class WildcardUdp:
-    """Reads `sock` until closed; what waits for an answer is handed to `start`."""
+def open_listener(sock: socket.socket, service: Service, start: Start) -> UdpListener:
+    """Read `sock`, which is bound, until closed; what waits for an answer is handed to `start`."""
+    return (BurstListener if mmsg.is_available() else UdpListener)(sock, service, start)
 
-    def __init__(
-        self, sock: socket.socket, service: Service, start: Callable[[Coroutine[Any, Any, None]], None]
-    ) -> None:
+
+class UdpListener:
+    """Takes datagrams one by one. Closed, its socket is."""
+
+    def __init__(self, sock: socket.socket, service: Service, start: Start) -> None:
         self._socket = sock
         self._service = service
         self._start = start
-        if sock.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        else:
-            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        self._fast = service.fast
+        self._clock = service.clock
+        self._ipv6 = sock.family == socket.AF_INET6
+        self._wildcard = is_wildcard(sock.getsockname()[0])
+        self.unsent = 0
+        """Replies that the kernel did not take: its buffer was full, or the client is gone."""
+        if self._wildcard:
+            if self._ipv6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._readable)
 
     def _readable(self) -> None:
-        for _ in range(BURST):
+        for _ in range(SLOTS):
             try:
-                data, control, _, client = self._socket.recvmsg(_MAX_DATAGRAM, _CONTROL_SIZE)
+                data, control, _, client = self._socket.recvmsg(MAX_DATAGRAM, _CONTROL_SIZE)
             except OSError:
                 return  # nothing left, or an ICMP error about a client that is gone
-            answered = self._service.handle(data, client[0], Channel.UDP)
-            if isinstance(answered, bytes):
-                self._send(answered, client, reply_from(control))
-            elif answered is not None:
-                self._start(self._send_later(answered, client, reply_from(control)))
+            self._take(data, client, reply_from(control))
 
-    async def _send_later(self, reply: Coroutine[Any, Any, bytes], client: Any, control: _Control) -> None:
+    def _take(self, data: bytes, client: _Address, control: _Control) -> None:
+        if self._fast is not None:
+            packed = socket.inet_pton(self._socket.family, client[0].partition("%")[0])
+            if (reply := self._fast.answer(data, packed, self._clock())) is not None:
+                self._send(reply, client, control)
+                return
+        answered = self._service.handle(data, client[0], Channel.UDP)
+        if isinstance(answered, bytes):
+            self._send(answered, client, control)
+        elif answered is not None:
+            self._start(self._send_later(answered, client, control))
+
+    async def _send_later(self, reply: Coroutine[Any, Any, bytes], client: _Address, control: _Control) -> None:
         self._send(await reply, client, control)
 
-    def _send(self, reply: bytes, client: Any, control: _Control) -> None:
+    def _send(self, reply: bytes, client: _Address, control: _Control) -> None:
         if self._socket.fileno() < 0:
             return
         try:
             self._socket.sendmsg([reply], control, 0, client)
         except OSError:
-            return  # the client is gone, or its buffer is full: it asks again
+            self.unsent += 1  # the client is gone, or the buffer is full: it asks again
 
     def close(self) -> None:
         """Stop listening."""
         if self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket.fileno())
             self._socket.close()
+
+
+class BurstListener(UdpListener):
+    """Takes up to `SLOTS` datagrams at a time, and sends what can be answered at once together."""
+
+    def __init__(self, sock: socket.socket, service: Service, start: Start) -> None:
+        super().__init__(sock, service, start)
+        self._burst = Burst(mmsg.address_of, ipv6=self._ipv6, source=self._wildcard)
+        received, replies = self._burst.received, self._burst.replies
+        self._calls = mmsg.Calls(sock, received, replies, header=len(received) // SLOTS)
+
+    def _readable(self) -> None:
+        burst = self._burst
+        count = self._calls.receive()
+        if not count:
+            return
+        burst.aim(count)
+        others = range(count) if self._fast is None else burst.answer(count, self._fast, self._clock())
+        first = 0
+        for slot in others:
+            if not self._answer(slot):  # what stands before it goes out; nothing stands here
+                self.unsent += self._calls.send(first, slot)
+                first = slot + 1
+        self.unsent += self._calls.send(first, count)
+        burst.make_room(count)
+
+    def _answer(self, slot: int) -> bool:
+        """Have the service answer; whether that is ready to go out with the others."""
+        burst = self._burst
+        client = self._address(burst.name(slot))
+        answered = self._service.handle(burst.datagram(slot), client[0], Channel.UDP)
+        if isinstance(answered, bytes) and len(answered) <= MAX_REPLY:
+            burst.put(slot, answered)
+            return True
+        if isinstance(answered, bytes):
+            self._send(answered, client, self._from(slot))
+        elif answered is not None:
+            self._start(self._send_later(answered, client, self._from(slot)))
+        return False
+
+    def _address(self, name: bytes) -> _Address:
+        """A socket address as the socket module has it (struct sockaddr_in or sockaddr_in6)."""
+        port = name[2] << 8 | name[3]
+        if not self._ipv6:
+            return socket.inet_ntop(socket.AF_INET, name[4:8]), port
+        host, scope = socket.inet_ntop(socket.AF_INET6, name[8:24]), int.from_bytes(name[24:28], sys.byteorder)
+        return host, port, int.from_bytes(name[4:8], "big"), scope
+
+    def _from(self, slot: int) -> _Control:
+        info = self._burst.packet_info(slot)
+        if not info:
+            return []
+        if self._ipv6:
+            return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, info)]
+        return [(socket.IPPROTO_IP, _IP_PKTINFO, info)]
 
 
 def reply_from(control: _Control) -> _Control:
