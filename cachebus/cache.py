@@ -335,7 +335,7 @@ class Cache:
         return value if value is not None and value[:8] > now_bytes and value[25] & USED else None
 
     def alias_in_use(self, name: bytes, rrtype: bytes, now_bytes: bytes) -> bytes | None:
-        """The CNAME at `name`, as `entry_in_use` gives it, where it alone decides what a question for `rrtype` finds."""
+        """The CNAME at `name`, as `entry_in_use` gives it, where nothing else has a say in a question for `rrtype`."""
         if self._dnames or self._held(name + rrtype) or (self._negatives and self._held(name + b"\0\0")):
             return None
         value = self.entry_in_use(name + _CNAME, now_bytes)

@@ -8,6 +8,7 @@ publishes what it learns. Decides nothing about DNS.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -286,6 +287,11 @@ class Node:
         await self._parts.__aexit__(kind, error, trace)
         self._keep.save()
 
+    @property
+    def cache(self) -> Cache:
+        """The node's one cache; it outlives a reload."""
+        return self._keep.cache
+
     async def _open_admin(self, config: Config) -> AdminServer | None:
         admin = config.admin
         if admin.socket is None and admin.http is None:
@@ -440,6 +446,16 @@ def run(path: Path) -> int:
     return 0
 
 
+def settle() -> None:
+    """Set aside what lives as long as the node: a full garbage collection looks at it no more, which took it 20 ms.
+
+    What an earlier call set aside is looked at once more first, for a reload leaves garbage.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
 def _raise_descriptor_limit() -> None:
     """Every upstream look-up and TCP client needs a descriptor; the usual soft limit of 1024 is a relic of select()."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -456,6 +472,7 @@ async def _serve(node: Node) -> None:
     loop.add_signal_handler(signal.SIGINT, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
     async with node:
+        settle()
         _log.info("node is up")
         notifier.send("READY=1")
         alive = asyncio.create_task(_show_life(notifier), name="watchdog")
@@ -468,6 +485,7 @@ async def _serve(node: Node) -> None:
                 reload.clear()
                 notifier.send(f"RELOADING=1\nMONOTONIC_USEC={int(time.monotonic() * 1e6)}")
                 _log.info("reload: %s", "done" if await node.reload() else "failed")
+                settle()
                 notifier.send("READY=1")
         alive.cancel()
         notifier.send("STOPPING=1")

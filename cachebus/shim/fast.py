@@ -133,7 +133,7 @@ class FastPath:
             return None
         owner = _OWNER_IS_QUESTION
         sections: list[bytes] = []
-        total, authentic = 0, True
+        authentic = True
         for _ in range(MAX_CHAIN):
             alias = cache.alias_in_use(name, qtype, now_bytes)
             if alias is None:
@@ -143,7 +143,6 @@ class FastPath:
                 return None
             section = aged[0]
             sections.append(section)
-            total += 1
             authentic = authentic and aged[2]
             name = section[_RECORD_FIXED:].lower()
             owner = (0xC000 | end + _RECORD_FIXED).to_bytes(2, "big")
@@ -157,8 +156,9 @@ class FastPath:
                 aged = self._aged(value, owner, now)
                 if aged is None:
                     return None
+                count = len(sections) + aged[1]
                 sections.append(aged[0])
-                return b"".join(sections), total + aged[1], authentic and aged[2]
+                return b"".join(sections), count, authentic and aged[2]
         return None
 
     def _aged(self, value: bytes, owner: bytes, now: float) -> tuple[bytes, int, bool] | None:

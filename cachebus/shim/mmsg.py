@@ -1,6 +1,6 @@
 """recvmmsg(2) and sendmmsg(2): many datagrams in one system call, which halves what the kernel costs a busy server.
 
-The standard library has neither, so they are called through ctypes. Knows no DNS and no layout: the memory is `burst`'s.
+The standard library has neither, so they are called through ctypes. Knows no DNS and no layout: that is `burst`'s.
 """
 
 from __future__ import annotations
