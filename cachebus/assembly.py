@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
@@ -25,6 +26,7 @@ from cachebus.holdings import Holdings
 from cachebus.links import Owner, certificates, levels, make_codec, make_transport
 from cachebus.ports import Clock, Sink, Source
 from cachebus.shim.settings import LOOPBACK, ShimSettings, UpstreamSettings
+from cachebus.shim.worker import Plan
 from cachebus.sinks.callback import CallbackSink
 from cachebus.sinks.unbound import DEFAULT_RATE, Refill, UnboundSink
 from cachebus.snapshot.service import SnapshotSettings
@@ -294,4 +296,22 @@ def make_shim_settings(config: Config) -> ShimSettings | None:
         refresh=bool(config.transports),
         infrastructure=config.share.infrastructure,
         max_ttl=config.share.max_ttl,
+        workers=shim.workers,
     )
+
+
+def make_worker_plan(config: Config, settings: ShimSettings) -> Plan:
+    """What a worker process is told when it starts."""
+    return Plan(
+        node=config.node,
+        settings=partial(_settings_again, config),
+        listen=settings.listen,
+        max_entries=config.cache.max_entries,
+        max_bytes=config.cache.max_bytes,
+    )
+
+
+def _settings_again(config: Config) -> ShimSettings:
+    settings = make_shim_settings(config)
+    assert settings is not None
+    return settings

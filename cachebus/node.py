@@ -37,6 +37,7 @@ from cachebus.ports import Clock, Codec, Sink, Transport, Verdict
 from cachebus.publisher import Publisher
 from cachebus.sdnotify import Notifier
 from cachebus.shim.shim import Shim
+from cachebus.shim.workers import Workers
 from cachebus.snapshot.service import Snapshots
 from cachebus.state import State, StateFile
 from cachebus.subscriber import Subscriber, in_batches
@@ -68,10 +69,19 @@ class Parts:
         self.codecs: dict[str, Codec] = {}
         self.subscribers: dict[str, Subscriber] = {}
         self.intakes: dict[str, assembly.Intake] = {}
-        self.shim: Shim | None = None
+        self.shim: Shim | Workers | None = None
+        self.workers: Workers | None = None
         self.policy = assembly.make_policy(config.share)
         owner = assembly.make_owner(config)
         self._make_sinks()
+        shim = assembly.make_shim_settings(config)
+        if shim is not None and shim.workers > 1:
+            self.shim = self.workers = Workers(
+                assembly.make_worker_plan(config, shim),
+                shim.workers,
+                learned=self.publish,
+                copy=lambda: keep.cache.slices(clock(), as_learned=True),
+            )
         self._make_transports(owner)
         self.noise = assembly.make_noise(config.share, keep.started)
         if keep.noise is not None:
@@ -88,9 +98,8 @@ class Parts:
             history=keep.history,
             clock=clock,
         )
-        shim = assembly.make_shim_settings(config)
-        if shim is not None:
-            self.shim = Shim(shim, keep.cache, self._learned, clock)
+        if shim is not None and self.workers is None:
+            self.shim = Shim(shim, keep.cache, self.publish, clock)
         self.snapshots = Snapshots(
             assembly.make_snapshot_settings(config),
             cache=keep.cache,
@@ -119,8 +128,11 @@ class Parts:
                 self.sinks[name] = made
 
     def _refill_sinks(self) -> None:
-        for sink in self.sinks.values():
+        for sink in self._all_sinks():
             sink.refill()
+
+    def _all_sinks(self) -> tuple[Sink, ...]:
+        return (*self.sinks.values(), *(() if self.workers is None else (self.workers,)))
 
     def _make_transports(self, owner: links.Owner) -> None:
         for name, section in self._config.transports.items():
@@ -134,7 +146,7 @@ class Parts:
                 codec=codec,
                 policy=self.policy,
                 cache=self._keep.cache,
-                sinks=tuple(self.sinks.values()),
+                sinks=self._all_sinks(),
                 history=self._keep.history,
                 clock=self._clock,
             )
@@ -153,9 +165,12 @@ class Parts:
     def _publish(self, verdicts: Sequence[Verdict]) -> None:
         for verdict in verdicts:
             if verdict.answer is not None:
-                self.publisher.publish(verdict.answer)
+                self.publish(verdict.answer)
+                if self.workers is not None:
+                    self.workers.offer(verdict.answer, self._clock())
 
-    def _learned(self, answer: Answer) -> None:
+    def publish(self, answer: Answer) -> None:
+        """Keep and share what a source or the shim learned."""
         self.publisher.publish(answer)
 
     async def __aenter__(self) -> Self:

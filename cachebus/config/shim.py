@@ -55,3 +55,6 @@ class Shim(Section):
     """Client questions that may wait for an upstream; one more gets SERVFAIL at once."""
     timeout: Duration = Field(default=4.5, ge=0.1, le=60)
     """Time for one question, all tries together: 0.1 to 60 seconds."""
+    workers: int = Field(default=1, ge=1, le=64)
+    """Processes that share the addresses, each with a cache of its own of the size set in `cache`. One, the default, is
+    the node's own process; more pay where one core does not answer all clients."""

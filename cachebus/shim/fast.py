@@ -12,7 +12,7 @@ A name need not be walked: what equals, in lower case, the key of an entry is as
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Network, IPv6Network
 
 from cachebus.answer import Evidence
@@ -79,11 +79,22 @@ class Allowed:
 class FastPath:
     """See the module. Belongs to the event loop, as the cache does."""
 
-    def __init__(self, cache: Cache, networks: Iterable[IPv4Network | IPv6Network], *, refreshes: bool) -> None:
-        """`refreshes`: entries near their end are fetched again when they are asked for, which is not done here."""
+    def __init__(
+        self,
+        cache: Cache,
+        networks: Iterable[IPv4Network | IPv6Network],
+        *,
+        refreshes: bool,
+        claims: Callable[[bytes], bool] | None = None,
+    ) -> None:
+        """`refreshes`: entries near their end are fetched again when they are asked for, which is not done here.
+
+        `claims`: whether a name (lower-case wire form) is answered by a stage before the cache, whatever that holds.
+        """
         self._cache = cache
         self._allowed = Allowed(networks)
         self._refreshes = refreshes
+        self._claims = claims
         self.answered = 0
         """Questions answered here."""
 
@@ -113,6 +124,8 @@ class FastPath:
             return None
         records, count, authentic = found
         if end + len(records) + len(opt) > limit or not self._allowed.allows(client):
+            return None
+        if self._claims is not None and self._claims(name):
             return None
         self.answered += 1
         self._cache.hits += 1

@@ -26,7 +26,17 @@ BACKLOG = 256
 class Server:
     """UDP and TCP on every address; entered it listens, left its sockets and tasks are gone."""
 
-    def __init__(self, listen: tuple[Endpoint, ...], service: Service, tasks: Tasks, *, max_connections: int) -> None:
+    def __init__(
+        self,
+        listen: tuple[Endpoint, ...],
+        service: Service,
+        tasks: Tasks,
+        *,
+        max_connections: int,
+        shared: bool = False,
+    ) -> None:
+        """`shared`: other workers listen on the same addresses."""
+        self._shared = shared
         self._listen = listen
         self._service = service
         self._max_connections = max_connections
@@ -54,7 +64,7 @@ class Server:
         await self._close()
 
     async def _open(self, endpoint: Endpoint) -> Endpoint:
-        udp, tcp = bind_both(endpoint)
+        udp, tcp = bind_both(endpoint, shared=self._shared)
         loop = asyncio.get_running_loop()
         connections = self._connections
         assert connections is not None

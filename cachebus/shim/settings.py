@@ -111,6 +111,8 @@ class ShimSettings:
     """Seconds, 1 to 7 days: what an upstream says longer is kept, and shared, for this long."""
     timeout: float = 4.5
     """0.1 to 60 seconds for one question, all tries together: a stub resolver gives up after 5."""
+    workers: int = 1
+    """1 to 64 processes that answer, each with a cache of its own. One is the node's process, with the node's cache."""
 
     def __post_init__(self) -> None:
         if not self.listen:
@@ -120,6 +122,7 @@ class ShimSettings:
             ("max_in_flight", 16, 65536),
             ("timeout", 0.1, 60),
             ("max_ttl", 1, 7 * 86400),
+            ("workers", 1, 64),
         ):
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"shim.{name} is not between {low} and {high}")

@@ -47,7 +47,13 @@ class Shim:
             max_in_flight=settings.max_in_flight,
             fast=self._fast,
         )
-        self._server = Server(settings.listen, self._service, self._tasks, max_connections=settings.max_tcp_connections)
+        self._server = Server(
+            settings.listen,
+            self._service,
+            self._tasks,
+            max_connections=settings.max_tcp_connections,
+            shared=settings.workers > 1,
+        )
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -159,6 +158,20 @@ def test_only_clients_that_are_served(bed: Bed) -> None:
     assert bed.short.answer(wire(), bytes(15) + b"\2", NOW) is None
 
 
+def test_names_that_another_stage_answers_for_take_the_long_way(bed: Bed) -> None:
+    asked: list[bytes] = []
+
+    def claims(name: bytes) -> bool:
+        asked.append(name)
+        return True
+
+    short = FastPath(bed.cache, LOOPBACK, refreshes=True, claims=claims)
+    bed.both(wire("WWW.Example."))
+    assert short.answer(wire("WWW.Example."), CLIENT, NOW) is None
+    assert asked == [name_from_text("www.example.")]
+    assert short.answered == 0
+
+
 def test_access_by_bits() -> None:
     networks = [ip_network(text) for text in ("10.0.0.0/8", "192.0.2.128/25", "2001:db8::/33", "0.0.0.0/32")]
     allowed = Allowed(networks)
@@ -202,10 +215,10 @@ LISTENERS = [pytest.param(True, id="burst"), pytest.param(False, id="one by one"
 
 
 @pytest.fixture(params=LISTENERS)
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[UdpListener]]:
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[UdpListener]:
     """Each kind of listener, made the one that is used."""
     monkeypatch.setattr(mmsg, "is_available", lambda: request.param)
-    yield BurstListener if request.param else UdpListener
+    return BurstListener if request.param else UdpListener
 
 
 def test_this_system_has_bursts() -> None:
