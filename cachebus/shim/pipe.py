@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from enum import IntEnum
 from types import TracebackType
@@ -74,8 +74,8 @@ class Link:
         reader, writer = await asyncio.open_unix_connection(sock=self._socket, limit=MAX_FRAME)
         writer.transport.set_write_buffer_limits(high=MAX_WRITTEN)
         self._tasks = [
-            asyncio.create_task(self._guarded(self._write(writer)), name="pipe writer"),
-            asyncio.create_task(self._guarded(self._read(reader)), name="pipe reader"),
+            asyncio.create_task(self._guarded(self._write, writer), name="pipe writer"),
+            asyncio.create_task(self._guarded(self._read, reader), name="pipe reader"),
         ]
         self._writer = writer
         return self
@@ -121,9 +121,9 @@ class Link:
         if not self.closed.is_set():
             await self._idle.wait()
 
-    async def _guarded(self, work: Any) -> None:
+    async def _guarded(self, work: Callable[[Any], Coroutine[Any, Any, None]], stream: Any) -> None:
         try:
-            await work
+            await work(stream)
         except (OSError, asyncio.IncompleteReadError, ValueError, TypeError, msgpack.UnpackException):
             pass
         finally:
