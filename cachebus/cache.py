@@ -329,20 +329,19 @@ class Cache:
             return None
         return self._expand(owner, rrtype, value, now)
 
-    def entry_in_use(self, key: bytes, now_bytes: bytes) -> bytes | None:
-        """The live entry of a key (owner and type on the wire), packed; `now_bytes`: milliseconds, packed `EXPIRES`.
+    def asked_for(self, key: bytes, now_ms: int) -> bytes | None:
+        """The live entry of a key (owner and type on the wire), packed, and marked as used: for a reader in a hurry."""
+        value = self._live(key, now_ms)
+        if value is not None and not value[25] & USED:
+            value = self._marked(key, value)
+            self._shards[hash(key) & self._mask].young[key] = value  # where `_live` has it, as long as before
+        return value
 
-        None as well where a look-up would change something: an entry that is used for the first time, or moves to the
-        young generation. For a reader in a hurry, who then asks `resolve`.
-        """
-        value = self._shards[hash(key) & self._mask].young.get(key)
-        return value if value is not None and value[:8] > now_bytes and value[25] & USED else None
-
-    def alias_in_use(self, name: bytes, rrtype: bytes, now_bytes: bytes) -> bytes | None:
-        """The CNAME at `name`, as `entry_in_use` gives it, where nothing else has a say in a question for `rrtype`."""
+    def only_alias(self, name: bytes, rrtype: bytes, now_ms: int) -> bytes | None:
+        """The CNAME at `name`, packed, and marked as used, where nothing else has a say in a question for `rrtype`."""
         if self._dnames or self._held(name + rrtype) or (self._negatives and self._held(name + b"\0\0")):
             return None
-        value = self.entry_in_use(name + _CNAME, now_bytes)
+        value = self.asked_for(name + _CNAME, now_ms)
         return value if value is not None and not value[25] & NEGATIVE else None
 
     def resolve(self, qname: bytes, qtype: int, now: float) -> Lookup | None:
@@ -371,14 +370,8 @@ class Cache:
 
     def _ask(self, owner: bytes, rrtype: int, now: float) -> Cached | None:
         """`get` for somebody's question: the entry is marked as used."""
-        key = owner + _TYPES[rrtype]
-        value = self._live(key, int(now * 1000))
-        if value is None:
-            return None
-        if not value[25] & USED:
-            value = self._marked(key, value)
-            self._shards[hash(key) & self._mask].young[key] = value  # where `_live` has it, as long as before
-        return self._expand(owner, rrtype, value, now)
+        value = self.asked_for(owner + _TYPES[rrtype], int(now * 1000))
+        return None if value is None else self._expand(owner, rrtype, value, now)
 
     def _links(self, name: bytes, now: float) -> tuple[Cached, ...]:
         """The CNAME at `name`, and the DNAME that yields it where one is known."""

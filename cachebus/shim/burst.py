@@ -16,7 +16,7 @@ SLOTS = 64
 MAX_DATAGRAM = 4096
 """Bytes of a query that are read; what is longer is no query that anybody sends."""
 MAX_REPLY = 1232
-"""Bytes of a reply that goes out with the others; nearly every reply over UDP is within `reply.MAX_UDP_PAYLOAD`."""
+"""Bytes of a reply: `reply.MAX_UDP_PAYLOAD`."""
 
 _MESSAGE = struct.Struct("=QI4xQQQQI4xI4x")
 """struct mmsghdr: address, its length, vectors, their number, control, its length, flags, bytes received."""

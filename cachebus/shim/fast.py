@@ -3,9 +3,8 @@
 Decides which questions are plain, and gives for those exactly the bytes that parsing, look-up and composing give
 (`query`, `lookup`, `reply`); for every other one None, and it goes the long way. Plain is: over UDP, QR=0, opcode 0,
 CD=0 and DO=0, one question of class IN, at most an OPT record of version 0 without options; and a positive cached
-answer that fits. What a look-up would change (an entry asked for the first time, or about to be fetched again) is not
-plain either. Whoever adds a stage before the cache, or a feature that alters such an answer, has the shim make no fast
-path while it is on (`Shim`), or teaches it here.
+answer that fits, and is not about to be fetched again. Whoever adds a stage before the cache, or a feature that alters
+such an answer, has the shim make no fast path while it is on (`Shim`), or teaches it here.
 
 A name need not be walked: what equals, in lower case, the key of an entry is as well formed as that entry's owner.
 """
@@ -117,13 +116,13 @@ class FastPath:
             return None
         name = data[_HEADER_LENGTH : end - 4].lower()
         qtype = data[end - 4 : end - 2]
-        if qtype not in PLAIN_TYPES or data[end - 2 : end] != _CLASS_IN:
+        if qtype not in PLAIN_TYPES or data[end - 2 : end] != _CLASS_IN or not self._allowed.allows(client):
             return None
         found = self._find(name, qtype, now, end)
         if found is None:
             return None
         records, count, authentic = found
-        if end + len(records) + len(opt) > limit or not self._allowed.allows(client):
+        if end + len(records) + len(opt) > limit:
             return None
         if self._claims is not None and self._claims(name):
             return None
@@ -136,8 +135,8 @@ class FastPath:
     def _find(self, name: bytes, qtype: bytes, now: float, end: int) -> tuple[bytes, int, bool] | None:
         """The answer section behind a message of `end` bytes, how many records it has, and whether it is validated."""
         cache = self._cache
-        now_bytes = EXPIRES.pack(int(now * 1000))
-        value = cache.entry_in_use(name + qtype, now_bytes)
+        now_ms = int(now * 1000)
+        value = cache.asked_for(name + qtype, now_ms)
         if value is not None:
             if value[25] & NEGATIVE:
                 return None
@@ -148,7 +147,7 @@ class FastPath:
         sections: list[bytes] = []
         authentic = True
         for _ in range(MAX_CHAIN):
-            alias = cache.alias_in_use(name, qtype, now_bytes)
+            alias = cache.only_alias(name, qtype, now_ms)
             if alias is None:
                 return None
             aged = self._aged(alias, owner, now)
@@ -162,7 +161,7 @@ class FastPath:
             end += len(section)
             if end > MAX_PAYLOAD:
                 return None
-            value = cache.entry_in_use(name + qtype, now_bytes)
+            value = cache.asked_for(name + qtype, now_ms)
             if value is not None:
                 if value[25] & NEGATIVE:
                     return None

@@ -96,12 +96,13 @@ class Server:
         self._tcp.clear()
 
     def statistics(self) -> dict[str, int]:
-        """TCP connections: open now, and what became of the others; UDP replies that could not be sent."""
+        """TCP connections: open now, and what became of the others; UDP questions and replies lost."""
         found = self._connections
         if found is None:
             return {}
         return {
             "udp_unsent": sum(listener.unsent for listener in self._udp),
+            "udp_dropped": sum(listener.dropped for listener in self._udp),
             "tcp_open": found.open,
             "tcp_accepted": found.accepted,
             "tcp_refused": found.refused,

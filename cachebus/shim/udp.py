@@ -13,13 +13,22 @@ import asyncio
 import socket
 import struct
 import sys
+import time
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from cachebus.shim import mmsg
-from cachebus.shim.burst import MAX_DATAGRAM, MAX_REPLY, SLOTS, Burst
+from cachebus.shim.burst import MAX_DATAGRAM, SLOTS, Burst
 from cachebus.shim.query import Channel
 from cachebus.shim.service import Service
+
+BURSTS = 8
+"""Times `SLOTS` datagrams that are read before the event loop gets its turn: 4 ms of answers from the cache."""
+MAX_WAITING = 500
+"""Questions that wait for the long way; more would wait for longer than a client does."""
+TURN = 0.002
+"""Seconds of the long way at a time, after which the socket is looked at again, and everything else in the process."""
 
 _IP_PKTINFO = 8
 """Linux; Python 3.11 has no name for it."""
@@ -40,7 +49,11 @@ def open_listener(sock: socket.socket, service: Service, start: Start) -> UdpLis
 
 
 class UdpListener:
-    """Takes datagrams one by one. Closed, its socket is."""
+    """Takes datagrams one by one. Closed, its socket is.
+
+    What the short way answers is answered at once. Everything else waits in a bounded queue for its turn, of which the
+    event loop gets a little at a time: questions that nobody has an answer to, however many, delay the others no more.
+    """
 
     def __init__(self, sock: socket.socket, service: Service, start: Start) -> None:
         self._socket = sock
@@ -50,8 +63,12 @@ class UdpListener:
         self._clock = service.clock
         self._ipv6 = sock.family == socket.AF_INET6
         self._wildcard = is_wildcard(sock.getsockname()[0])
+        self._waiting: deque[tuple[bytes, _Address, _Control]] = deque()
+        self._turn: asyncio.Handle | None = None
         self.unsent = 0
         """Replies that the kernel did not take: its buffer was full, or the client is gone."""
+        self.dropped = 0
+        """Questions for which there was no room."""
         if self._wildcard:
             if self._ipv6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
@@ -61,24 +78,43 @@ class UdpListener:
         self._loop.add_reader(sock.fileno(), self._readable)
 
     def _readable(self) -> None:
-        for _ in range(SLOTS):
+        for _ in range(BURSTS * SLOTS):
             try:
                 data, control, _, client = self._socket.recvmsg(MAX_DATAGRAM, _CONTROL_SIZE)
             except OSError:
-                return  # nothing left, or an ICMP error about a client that is gone
-            self._take(data, client, reply_from(control))
+                break  # nothing left, or an ICMP error about a client that is gone
+            if self._fast is not None:
+                packed = socket.inet_pton(self._socket.family, client[0].partition("%")[0])
+                if (reply := self._fast.answer(data, packed, self._clock())) is not None:
+                    self._send(reply, client, reply_from(control))
+                    continue
+            self._postpone(data, client, reply_from(control))
+        self._work_off()
 
-    def _take(self, data: bytes, client: _Address, control: _Control) -> None:
-        if self._fast is not None:
-            packed = socket.inet_pton(self._socket.family, client[0].partition("%")[0])
-            if (reply := self._fast.answer(data, packed, self._clock())) is not None:
-                self._send(reply, client, control)
-                return
-        answered = self._service.handle(data, client[0], Channel.UDP)
-        if isinstance(answered, bytes):
-            self._send(answered, client, control)
-        elif answered is not None:
-            self._start(self._send_later(answered, client, control))
+    def _postpone(self, data: bytes, client: _Address, control: _Control) -> None:
+        if len(self._waiting) >= MAX_WAITING:
+            self.dropped += 1
+        else:
+            self._waiting.append((data, client, control))
+
+    def _work_off(self) -> None:
+        """Answer what waits, for as long as it may take at a time."""
+        end = time.monotonic() + TURN
+        while self._waiting:
+            data, client, control = self._waiting.popleft()
+            answered = self._service.handle(data, client[0], Channel.UDP)
+            if isinstance(answered, bytes):
+                self._send(answered, client, control)
+            elif answered is not None:
+                self._start(self._send_later(answered, client, control))
+            if time.monotonic() > end:
+                break
+        if self._waiting and self._turn is None:
+            self._turn = self._loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._turn = None
+        self._work_off()
 
     async def _send_later(self, reply: Coroutine[Any, Any, bytes], client: _Address, control: _Control) -> None:
         self._send(await reply, client, control)
@@ -93,13 +129,16 @@ class UdpListener:
 
     def close(self) -> None:
         """Stop listening."""
+        self._waiting.clear()
+        if self._turn is not None:
+            self._turn.cancel()
         if self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket.fileno())
             self._socket.close()
 
 
 class BurstListener(UdpListener):
-    """Takes up to `SLOTS` datagrams at a time, and sends what can be answered at once together."""
+    """Takes up to `SLOTS` datagrams at a time, and sends what the short way answers together."""
 
     def __init__(self, sock: socket.socket, service: Service, start: Start) -> None:
         super().__init__(sock, service, start)
@@ -109,32 +148,22 @@ class BurstListener(UdpListener):
 
     def _readable(self) -> None:
         burst = self._burst
-        count = self._calls.receive()
-        if not count:
-            return
-        burst.aim(count)
-        others = range(count) if self._fast is None else burst.answer(count, self._fast, self._clock())
-        first = 0
-        for slot in others:
-            if not self._answer(slot):  # what stands before it goes out; nothing stands here
+        for _ in range(BURSTS):
+            count = self._calls.receive()
+            if not count:
+                break
+            burst.aim(count)
+            others = range(count) if self._fast is None else burst.answer(count, self._fast, self._clock())
+            first = 0
+            for slot in others:
                 self.unsent += self._calls.send(first, slot)
+                self._postpone(burst.datagram(slot), self._address(burst.name(slot)), self._from(slot))
                 first = slot + 1
-        self.unsent += self._calls.send(first, count)
-        burst.make_room(count)
-
-    def _answer(self, slot: int) -> bool:
-        """Have the service answer; whether that is ready to go out with the others."""
-        burst = self._burst
-        client = self._address(burst.name(slot))
-        answered = self._service.handle(burst.datagram(slot), client[0], Channel.UDP)
-        if isinstance(answered, bytes) and len(answered) <= MAX_REPLY:
-            burst.put(slot, answered)
-            return True
-        if isinstance(answered, bytes):
-            self._send(answered, client, self._from(slot))
-        elif answered is not None:
-            self._start(self._send_later(answered, client, self._from(slot)))
-        return False
+            self.unsent += self._calls.send(first, count)
+            burst.make_room(count)
+            if count < SLOTS:
+                break
+        self._work_off()
 
     def _address(self, name: bytes) -> _Address:
         """A socket address as the socket module has it (struct sockaddr_in or sockaddr_in6)."""

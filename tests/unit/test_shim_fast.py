@@ -16,6 +16,7 @@ import pytest
 
 from cachebus.answer import Evidence, RRset
 from cachebus.cache import Cache
+from cachebus.entry import USED
 from cachebus.presentation import name_from_text
 from cachebus.shim import LOOPBACK, mmsg
 from cachebus.shim.burst import MAX_DATAGRAM, SLOTS
@@ -119,10 +120,12 @@ def test_leaves_everything_else_to_the_long_way(bed: Bed, data: bytes) -> None:
     assert bed.short.answered == 0
 
 
-def test_what_is_asked_for_the_first_time_takes_the_long_way(bed: Bed) -> None:
-    assert bed.short.answer(wire(), CLIENT, NOW) is None
-    bed.both(wire())
-    assert bed.short.answer(wire(), CLIENT, NOW) is not None
+def test_what_is_asked_for_the_first_time_is_marked_as_used(bed: Bed) -> None:
+    for name, rrtype in (("www.example.", 1), ("alias.example.", 5), ("cdn.test.", 5)):
+        assert not bed.cache._held(name_from_text(name) + rrtype.to_bytes(2))[25] & USED
+    assert bed.short.answer(wire("alias.example."), CLIENT, NOW) is not None
+    for name, rrtype in (("www.example.", 1), ("alias.example.", 5), ("cdn.test.", 5)):
+        assert bed.cache._held(name_from_text(name) + rrtype.to_bytes(2))[25] & USED
 
 
 def test_counts_a_hit_of_the_cache(bed: Bed) -> None:
@@ -256,7 +259,7 @@ async def test_a_mixed_burst_is_answered_each_to_its_client(kind: type[UdpListen
             for client in asking:
                 client.connect((asked, shim.endpoints[0][1]))
                 client.setblocking(False)
-            for _ in range(2):  # the first time, none is plain
+            for _ in range(2):
                 expected: list[int | None] = []
                 for number, client in enumerate(asking):
                     match number % 8:
