@@ -32,6 +32,7 @@ class Tasks:
 
     async def end(self) -> None:
         """Give up what is still under way."""
+        await asyncio.sleep(0)  # what was started a moment ago begins, so that it can be ended
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

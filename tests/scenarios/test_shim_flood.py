@@ -1,6 +1,6 @@
 """Floods: cached names are answered all the same, memory stays bounded, and the bus goes on filling the cache.
 
-A flood is 2,000 questions a second for subdomains that nobody asked for before, as many malformed packets, 5,000 slow
+A flood is 1,500 questions a second for subdomains that nobody asked for before, as many malformed packets, 5,000 slow
 TCP clients, an upstream that says nothing; one at a time, and all at once. Whoever sends more than a server can read
 fills the kernel's buffer, which is nothing that the server could do anything about.
 """
@@ -40,7 +40,7 @@ MAX_GROWTH = 96 * 1024 * 1024
 CACHE_ENTRIES = 5000
 """Most RRsets of the flooded node's cache: fewer than the names that a flood asks for."""
 CACHED = [Question(f"cached{number}.wild.{PLAIN}", "A") for number in range(20)]
-SECONDS = 4.0
+SECONDS = 3.0
 """Of each flood."""
 PROBE_RATE = 150
 """Questions for cached names a second meanwhile."""
@@ -170,17 +170,17 @@ def floods(scene: Scene, kinds: Sequence[str], seconds: float) -> dict[str, subp
 )
 def test_cached_names_are_answered_in_a_flood(scene: Scene, kinds: tuple[str, ...], dead: bool) -> None:
     before, counted = resident(scene.node.pid), scene.node.status()["shim"]
-    fresh = [scene.fresh() for _ in range(3)]
     if dead:
         scene.upstream.signal(signal.SIGSTOP)
-    started = floods(scene, kinds, SECONDS)
+    started = floods(scene, kinds, SECONDS + 1)
     try:
         eventually(lambda: has_begun(scene, counted), ARRIVE, "the flood is here")
-        for question in fresh:
+        for _ in range(3):
+            question = scene.fresh()
             assert ask(scene.peer_shim, question)
+            eventually(lambda question=question: is_cached(scene.shim, question), ARRIVE, "the bus goes on filling")
         times = probe(scene.shim, SECONDS)
         assert by_tcp(scene.shim)
-        arrived = [is_cached(scene.shim, question) for question in fresh]
         grown = resident(scene.node.pid) - before
         sent = {kind: int(out.read()) for kind, flood in started.items() if (out := flood.stdout) is not None}
     finally:
@@ -190,7 +190,6 @@ def test_cached_names_are_answered_in_a_flood(scene: Scene, kinds: tuple[str, ..
             flood.kill()
             flood.communicate()
     assert times[len(times) * 99 // 100] < P99, f"{kinds}: {len(times)} questions, {sent} sent"
-    assert all(arrived), f"{arrived}: the bus must go on filling"
     assert grown < MAX_GROWTH, grown
     assert scene.node.status()["cache"]["entries"] <= CACHE_ENTRIES
     for kind, count in sent.items():
