@@ -45,6 +45,8 @@ from cachebus.wire.message import NOERROR, NXDOMAIN
 
 TICK = 1.0
 """Seconds between two rounds of housekeeping: the finest that TTLs and evidence windows need."""
+SWEEPS = 4
+"""Looks at a shard of the cache between two of them, each of a millisecond, during which no client is answered."""
 DESCRIPTORS = 16_384
 """File descriptors asked for: the shim's default bounds need 3,000, its largest more than this."""
 GREET_EVERY = 30
@@ -353,8 +355,10 @@ class Node:
     async def _keep_house(self) -> None:
         defects = 0
         while True:
-            await asyncio.sleep(TICK)
             try:
+                for _ in range(SWEEPS):
+                    await asyncio.sleep(TICK / SWEEPS)
+                    self._keep.cache.sweep(self._clock(), shards=1)
                 self._tidy(self._clock())
             except Exception:  # noqa: BLE001 - a defect in one round must not end all further ones unseen
                 defects += 1
@@ -362,7 +366,6 @@ class Node:
                     _log.exception("housekeeping: defect, %d times so far", defects)
 
     def _tidy(self, now: float) -> None:
-        self._keep.cache.sweep(now)
         self._parts.tick(now)
         self._rounds += 1
         if self._rounds % GREET_EVERY == 0:

@@ -24,7 +24,9 @@ from cachebus.shim.settings import Endpoint, ShimSettings
 from cachebus.shim.shim import Shim
 
 REPORT_INTERVAL = 1.0
-"""Seconds between two reports of a worker's counters, and between two steps of its housekeeping."""
+"""Seconds between two reports of a worker's counters."""
+SWEEPS = 4
+"""Looks at a shard of the cache between two of them, as in the node's process."""
 
 
 class Plan(NamedTuple):
@@ -69,9 +71,10 @@ async def _work(plan: Plan, pipe: socket.socket) -> None:
 async def _until_closed(worker: Worker, link: Link, shim: Shim) -> None:
     closed = asyncio.create_task(link.closed.wait(), name="pipe is closed")
     while not closed.done():
-        worker.cache.sweep(time.time())
         link.order(Kind.STATISTICS, dict(shim.statistics()))
-        await asyncio.wait((closed,), timeout=REPORT_INTERVAL)
+        for _ in range(SWEEPS):
+            await asyncio.wait((closed,), timeout=REPORT_INTERVAL / SWEEPS)
+            worker.cache.sweep(time.time(), shards=1)
 
 
 class Worker:
