@@ -18,7 +18,7 @@ from cachebus.answer import Evidence, RRset
 from cachebus.cache import Cache
 from cachebus.entry import USED
 from cachebus.presentation import name_from_text
-from cachebus.shim import LOOPBACK, mmsg
+from cachebus.shim import LOOPBACK, mmsg, udp
 from cachebus.shim.burst import MAX_DATAGRAM, SLOTS
 from cachebus.shim.fast import Allowed, FastPath
 from cachebus.shim.lookup import CacheStage, LookupOrder
@@ -29,7 +29,7 @@ from cachebus.shim.shim import Shim
 from cachebus.shim.tasks import Tasks
 from cachebus.shim.udp import BurstListener, UdpListener
 from cachebus.testing import ManualClock
-from tests.unit.shim_bed import ScriptedUpstream, bus_answer, reply_to, rrset, settings
+from tests.unit.shim_bed import ScriptedUpstream, bus_answer, reply_to, rrset, settings, until
 
 NOW = 1_800_000_000.0
 CLIENT = bytes((127, 0, 0, 1))
@@ -315,3 +315,48 @@ async def test_a_reply_that_cannot_be_sent_is_counted_and_costs_the_others_nothi
             client.send(wire(flags=0))
             async with asyncio.timeout(10):
                 assert (await asyncio.get_running_loop().sock_recv(client, 4096))[3] & 0xF == 5
+
+
+async def test_cached_answers_go_before_all_that_waits(
+    kind: type[UdpListener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many questions as fit, each of which takes its whole turn: a cached answer waits for one of them at most."""
+    monkeypatch.setattr(udp, "MAX_WAITING", 50)
+    monkeypatch.setattr(udp, "TURN", 0.0)
+    cache = Cache("node-a")
+    now = time.time()
+    cache.put(bus_answer(rrset("www.example.", "A", 3600, ADDRESS), learned=now), now)
+    async with Shim(settings(), cache, lambda answer: None, time.time) as shim:
+        with closing(clients(1)[0]) as client:
+            client.connect(shim.endpoints[0])
+            client.setblocking(False)
+            for number in range(80):
+                client.send(wire(f"unknown{number}.test.", flags=0))
+            client.send(wire())
+            loop = asyncio.get_running_loop()
+            replies = 0
+            while True:
+                async with asyncio.timeout(10):
+                    reply = await loop.sock_recv(client, 4096)
+                if reply.endswith(ADDRESS):
+                    break
+                replies += 1
+            assert replies < 10
+            await until(lambda: shim._service.counters["queries"] == 50)
+        assert shim.statistics()["udp_dropped"] == 30
+
+
+async def test_what_waits_when_the_listener_ends_is_let_go(
+    kind: type[UdpListener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(udp, "TURN", 0.0)
+    async with Shim(settings(), Cache("node-a"), lambda answer: None, time.time) as shim:
+        listener = shim._server._udp[0]
+        assert type(listener) is kind
+        for _ in range(40):
+            listener._postpone(wire(flags=0), ("127.0.0.1", 9), [])
+        listener._work_off()
+        assert len(listener._waiting) == 39
+    assert not listener._waiting
+    await asyncio.sleep(0)
+    assert shim.statistics()["queries"] == 1
