@@ -9,6 +9,7 @@ import logging
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
@@ -46,6 +47,7 @@ from cachebus.shim.query import Ede
 from cachebus.shim.settings import LOOPBACK, Choice, ShimSettings, UpstreamSettings
 from cachebus.shim.swild_owners import Include, SwildSettings
 from cachebus.shim.tls import ServerCertificate
+from cachebus.shim.worker import Plan
 from cachebus.sinks.callback import CallbackSink
 from cachebus.sinks.unbound import DEFAULT_RATE, Refill, UnboundSink
 from cachebus.snapshot.service import SnapshotSettings
@@ -338,6 +340,7 @@ def make_shim_settings(config: Config) -> ShimSettings | None:
         front=_make_front(config, shim),
         max_connections_per_client=shim.max_connections_per_client,
         encrypted=make_encrypted_settings(shim),
+        workers=shim.workers,
     )
 
 
@@ -443,3 +446,20 @@ def make_encrypted_settings(shim: ShimSection) -> EncryptedSettings:
         https_path=shim.https_path,
         ddr=None if name is None or shim.ddr is False else DdrSettings(name=name, addresses=section.addresses),
     )
+
+
+def make_worker_plan(config: Config, settings: ShimSettings) -> Plan:
+    """What a worker process is told when it starts."""
+    return Plan(
+        node=config.node,
+        settings=partial(_settings_again, config),
+        listen=settings.listen,
+        max_entries=config.cache.max_entries,
+        max_bytes=config.cache.max_bytes,
+    )
+
+
+def _settings_again(config: Config) -> ShimSettings:
+    settings = make_shim_settings(config)
+    assert settings is not None
+    return settings

@@ -16,6 +16,7 @@ from weakref import ref
 from zlib import crc32
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
+from cachebus.denied import denied_above
 from cachebus.entry import (
     EXPIRES,
     HEADER,
@@ -85,17 +86,19 @@ _MARKS: Final = 0x3FFFF
 that most other RRsets need no look-up of a CNAME."""
 _CNAME = rrtypes.CNAME.to_bytes(2, "big")
 _BETTER_KNOWN: Final = Refusal.BETTER_KNOWN
-_USUAL = tuple(rrtype.to_bytes(2, "big") for rrtype in (1, 28, 5, 15, 16, 2, 12, 33, 64, 65))
-"""Types of nearly all data there is: what is looked for where an NXDOMAIN above says that there is none."""
 
 
 class Cache:
     """See the module. Not thread-safe: it belongs to the event loop."""
 
-    def __init__(self, node: str, *, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self, node: str, *, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES, shortens: bool = True
+    ) -> None:
+        """`shortens`: TTLs of bus data are to be shortened here; they are not where another cache has done so."""
         shards = _SHARDS if max_entries >= _SMALL else 1
         self._node = node
         self._seed = crc32(node.encode())
+        self._spread = SPREAD if shortens else 1
         self._shards = tuple(_Shard() for _ in range(shards))
         self._mask = shards - 1
         self._generation_entries = max(1, max_entries // shards // 2)
@@ -201,7 +204,7 @@ class Cache:
     def _came(self, answer: Answer, now_ms: int, *, own_use: bool) -> Came:
         by_bus = bool(answer.transport)
         source = self._source(answer.origin, answer.transport, answer.signer)
-        return Came(*standing(answer, own_use=own_use), source, now_ms, SPREAD if by_bus else 1, by_bus=by_bus)
+        return Came(*standing(answer, own_use=own_use), source, now_ms, self._spread if by_bus else 1, by_bus=by_bus)
 
     def _put_other(self, rrset: RRset, came: Came, key: bytes, expires_ms: int, checksum: int) -> Refusal | None:
         """Put an RRset whose name, key or time something is known about."""
@@ -350,6 +353,21 @@ class Cache:
             return None
         return self._expand(owner, rrtype, value, now)
 
+    def asked_for(self, key: bytes, now_ms: int) -> bytes | None:
+        """The live entry of a key (owner and type on the wire), packed, and marked as used: for a reader in a hurry."""
+        value = self._live(key, now_ms)
+        if value is not None and not value[25] & USED:
+            value = self._marked(key, value)
+            self._shards[hash(key) & self._mask].young[key] = value  # where `_live` has it, as long as before
+        return value
+
+    def only_alias(self, name: bytes, rrtype: bytes, now_ms: int) -> bytes | None:
+        """The CNAME at `name`, packed, and marked as used, where nothing else has a say in a question for `rrtype`."""
+        if self._dnames or self._held(name + rrtype) or (self._negatives and self._held(name + b"\0\0")):
+            return None
+        value = self.asked_for(name + _CNAME, now_ms)
+        return value if value is not None and not value[25] & NEGATIVE else None
+
     def resolve(self, qname: bytes, qtype: int, now: float) -> Lookup | None:
         """Everything known about a question: CNAMEs, and DNAMEs above, followed. None when nothing is."""
         chain: list[Cached] = []
@@ -368,33 +386,15 @@ class Cache:
                 return Lookup(NOERROR, (*chain, found), complete=True, target=name)
             links = self._links(name, now)
             if not links:
-                denial = self._denied_above(name, now) if self._negatives else None
+                denial = denied_above(self._live, name, int(now * 1000)) if self._negatives else None
                 if denial is not None:
                     self.hits += 1
-                    return negative_end(NXDOMAIN, chain, name, denial)
+                    return negative_end(NXDOMAIN, chain, name, self._expand(denial[0], 0, denial[1], now))
                 break
             chain.extend(links)
             name = cname_target(links[-1].rrset)
         self.misses += 1
         return Lookup(NOERROR, tuple(chain), complete=False, target=name) if chain else None
-
-    def _denied_above(self, name: bytes, now: float) -> Cached | None:
-        """A live NXDOMAIN of a name above, which denies this one too (RFC 8020), unless live data says otherwise."""
-        now_ms = int(now * 1000)
-        for above in ancestors(name):
-            if above != name and (value := self._live(above + b"\0\0", now_ms)) is not None:
-                return None if self._seen_between(name, above, now_ms) else self._expand(above, 0, value, now)
-        return None
-
-    def _seen_between(self, name: bytes, above: bytes, now_ms: int) -> bool:
-        for at in ancestors(name):
-            for rrtype in _USUAL:
-                value = self._live(at + rrtype, now_ms)
-                if value is not None and not value[25] & NEGATIVE:
-                    return True
-            if at == above:
-                break
-        return False
 
     def peek(self, owner: bytes, rrtype: int, now: float) -> Cached | None:
         """As `get`, also of what expired less than `keep_expired` seconds ago: its `expires` lies before `now` then.
@@ -409,14 +409,8 @@ class Cache:
 
     def _ask(self, owner: bytes, rrtype: int, now: float) -> Cached | None:
         """`get` for somebody's question: the entry is marked as used."""
-        key = owner + _TYPES[rrtype]
-        value = self._live(key, int(now * 1000))
-        if value is None:
-            return None
-        if not value[25] & USED:
-            value = self._marked(key, value)
-            self._shards[hash(key) & self._mask].young[key] = value  # where `_live` has it, as long as before
-        return self._expand(owner, rrtype, value, now)
+        value = self.asked_for(owner + _TYPES[rrtype], int(now * 1000))
+        return None if value is None else self._expand(owner, rrtype, value, now)
 
     def _links(self, name: bytes, now: float) -> tuple[Cached, ...]:
         """The CNAME at `name`, and the DNAME that yields it where one is known."""

@@ -29,6 +29,7 @@ GAUGES = frozenset(
         "in_flight", "interface_up", "origins", "pending", "pending_bytes", "policy_differs", "protocol", "queue_bytes",
         "queued", "queued_bytes", "receive_buffer_bytes", "receive_queue_bytes", "refill_queued", "refilling",
         "send_buffer_bytes", "serving", "subnet_known", "subscribers", "swild_owners", "tcp_open", "topics", "up",
+        "workers",
     }
 )  # fmt: skip
 """Numbers that go up and down; every other one only counts up."""

@@ -8,11 +8,8 @@ publishes what it learns. Decides nothing about DNS.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
-import resource
-import signal
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -36,8 +33,8 @@ from cachebus.metrics import render
 from cachebus.outlet import Outlet
 from cachebus.ports import Clock, Codec, Sink, Transport, Verdict
 from cachebus.publisher import Publisher
-from cachebus.sdnotify import Notifier
 from cachebus.shim.shim import Shim
+from cachebus.shim.workers import Workers
 from cachebus.snapshot.service import Snapshots
 from cachebus.state import State, StateFile
 from cachebus.subscriber import Subscriber, in_batches
@@ -45,8 +42,8 @@ from cachebus.wire.message import NOERROR, NXDOMAIN
 
 TICK = 1.0
 """Seconds between two rounds of housekeeping: the finest that TTLs and evidence windows need."""
-DESCRIPTORS = 16_384
-"""File descriptors asked for: the shim's default bounds need 3,000, its largest more than this."""
+SWEEPS = 4
+"""Looks at a shard of the cache between two of them, each of a millisecond, during which no client is answered."""
 GREET_EVERY = 30
 """Rounds between two hellos, and two writings of the state: half of the age at which a message is too old."""
 CLOCK_WARNING = 5.0
@@ -69,10 +66,12 @@ class Parts:
         self.codecs: dict[str, Codec] = {}
         self.subscribers: dict[str, Subscriber] = {}
         self.intakes: dict[str, assembly.Intake] = {}
-        self.shim: Shim | None = None
+        self.shim: Shim | Workers | None = None
+        self.workers: Workers | None = None
         self.policy = assembly.make_policy(config.share)
         owner = assembly.make_owner(config)
         self._make_sinks()
+        self._make_shim()
         self._make_transports(owner)
         self.noise = assembly.make_noise(config.share, keep.started)
         if keep.noise is not None:
@@ -89,9 +88,6 @@ class Parts:
             history=keep.history,
             clock=clock,
         )
-        shim = assembly.make_shim_settings(config)
-        if shim is not None:
-            self.shim = Shim(shim, keep.cache, self._learned, clock)
         self.snapshots = Snapshots(
             assembly.make_snapshot_settings(config),
             cache=keep.cache,
@@ -112,6 +108,21 @@ class Parts:
                 on_held=keep.held, is_filled=is_filled, previous=keep.judges.get(name),
             )  # fmt: skip
 
+    def _make_shim(self) -> None:
+        """In this process, or in several that are fed as sinks are."""
+        settings, cache, clock = assembly.make_shim_settings(self._config), self._keep.cache, self._clock
+        if settings is None:
+            return
+        if settings.workers == 1:
+            self.shim = Shim(settings, cache, self.publish, clock)
+            return
+        self.shim = self.workers = Workers(
+            assembly.make_worker_plan(self._config, settings),
+            settings.workers,
+            learned=self.publish,
+            copy=lambda: cache.slices(clock(), as_learned=True),
+        )
+
     def _make_sinks(self) -> None:
         for name, sink in self._config.sinks.items():
             made = assembly.make_sink(
@@ -121,12 +132,15 @@ class Parts:
                 self.sinks[name] = made
 
     def _refill_sinks(self) -> None:
-        for sink in self.sinks.values():
+        for sink in self._all_sinks():
             sink.refill()
 
     def _is_connected(self) -> bool:
         """Whether every transport that counts its `connections` has one; datagrams need none."""
         return all(transport.statistics().get("connections", 1) for transport in self.transports.values())
+
+    def _all_sinks(self) -> tuple[Sink, ...]:
+        return (*self.sinks.values(), *(() if self.workers is None else (self.workers,)))
 
     def _make_transports(self, owner: links.Owner) -> None:
         for name, section in self._config.transports.items():
@@ -140,7 +154,7 @@ class Parts:
                 codec=codec,
                 policy=self.policy,
                 cache=self._keep.cache,
-                sinks=tuple(self.sinks.values()),
+                sinks=self._all_sinks(),
                 history=self._keep.history,
                 clock=self._clock,
             )
@@ -159,19 +173,22 @@ class Parts:
     def _publish(self, verdicts: Sequence[Verdict]) -> None:
         for verdict in verdicts:
             if verdict.answer is not None:
-                self.publisher.publish(verdict.answer)
+                self.publish(verdict.answer)
+                if self.workers is not None:
+                    self.workers.offer(verdict.answer, self._clock())
 
-    def _learned(self, answer: Answer) -> None:
+    def publish(self, answer: Answer) -> None:
+        """Keep and share what a source or the shim learned."""
         self.publisher.publish(answer)
 
     async def prepare(self) -> None:
         """Read what takes a while, before what runs has to make room. Raises `CachebusError`."""
-        if self.shim is not None:
+        if isinstance(self.shim, Shim):
             await self.shim.prepare()
 
     def forget(self, flush: Flush) -> int:
         """Let go of what was flushed and is on its way out, or kept beside the cache; gives the number of things."""
-        return self.publisher.forget(flush) + (0 if self.shim is None else self.shim.flush(flush))
+        return self.publisher.forget(flush) + (self.shim.flush(flush) if isinstance(self.shim, Shim) else 0)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -303,6 +320,11 @@ class Node:
         await self._parts.__aexit__(kind, error, trace)
         self._keep.save()
 
+    @property
+    def cache(self) -> Cache:
+        """The node's one cache; it outlives a reload."""
+        return self._keep.cache
+
     async def _open_admin(self, config: Config) -> AdminServer | None:
         admin = config.admin
         if admin.socket is None and admin.http is None:
@@ -351,8 +373,10 @@ class Node:
     async def _keep_house(self) -> None:
         defects = 0
         while True:
-            await asyncio.sleep(TICK)
             try:
+                for _ in range(SWEEPS):
+                    await asyncio.sleep(TICK / SWEEPS)
+                    self._keep.cache.sweep(self._clock(), shards=1)
                 self._tidy(self._clock())
             except Exception:  # noqa: BLE001 - a defect in one round must not end all further ones unseen
                 defects += 1
@@ -360,7 +384,6 @@ class Node:
                     _log.exception("housekeeping: defect, %d times so far", defects)
 
     def _tidy(self, now: float) -> None:
-        self._keep.cache.sweep(now)
         self._parts.tick(now)
         self._rounds += 1
         if self._rounds % GREET_EVERY == 0:
@@ -444,6 +467,8 @@ class Node:
         for step in steps:
             removed += step
             await asyncio.sleep(0)
+        if parts.workers is not None:
+            await parts.workers.flush(flush, now)
         outcomes = await asyncio.gather(*(sink.flush(flush, now) for sink in parts.sinks.values()))
         sinks = {name: outcome.value for name, outcome in zip(parts.sinks, outcomes, strict=True)}
         return {"removed": removed, "dropped": dropped, "generation": cache.generation, "sinks": sinks}
@@ -456,62 +481,3 @@ class Node:
 def _intake_counters(intake: assembly.Intake) -> dict[str, Any]:
     judged = {name: value for name, value in intake.judge.statistics().items() if not name.startswith("refused_")}
     return {**intake.source.statistics(), **judged, "refused": dict(intake.judge.refusals)}
-
-
-def run(path: Path) -> int:
-    """`cachebus run`: the daemon in the foreground until SIGTERM or SIGINT. Gives the exit status.
-
-    Raises `ConfigError` for a wrong configuration and `TransportError` when a socket cannot be opened.
-    """
-    import uvloop  # the daemon's loop: five times asyncio's rate of datagrams
-
-    config = assembly.load(path)
-    for warning in config.warnings:
-        _log.warning("%s", warning)
-    _raise_descriptor_limit()
-    # What the modules hold never becomes garbage; looking through it now and then would stop the loop for some 30 ms.
-    gc.collect()
-    gc.freeze()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(Node(config, path=path)))
-    return 0
-
-
-def _raise_descriptor_limit() -> None:
-    """Every upstream look-up and TCP client needs a descriptor; the usual soft limit of 1024 is a relic of select()."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-async def _serve(node: Node) -> None:
-    loop = asyncio.get_running_loop()
-    notifier = Notifier()
-    stop, reload = asyncio.Event(), asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_signal_handler(signal.SIGINT, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, reload.set)
-    async with node:
-        _log.info("node is up")
-        notifier.send("READY=1")
-        alive = asyncio.create_task(_show_life(notifier), name="watchdog")
-        waiting = asyncio.create_task(stop.wait(), name="stop")
-        while not waiting.done():
-            reloading = asyncio.create_task(reload.wait(), name="reload")
-            await asyncio.wait((waiting, reloading), return_when=asyncio.FIRST_COMPLETED)
-            reloading.cancel()
-            if reload.is_set() and not waiting.done():
-                reload.clear()
-                notifier.send(f"RELOADING=1\nMONOTONIC_USEC={int(time.monotonic() * 1e6)}")
-                _log.info("reload: %s", "done" if await node.reload() else "failed")
-                notifier.send("READY=1")
-        alive.cancel()
-        notifier.send("STOPPING=1")
-        _log.info("ending")
-
-
-async def _show_life(notifier: Notifier) -> None:
-    while notifier.watchdog is not None:
-        await asyncio.sleep(notifier.watchdog)
-        notifier.send("WATCHDOG=1")

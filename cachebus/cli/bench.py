@@ -10,12 +10,14 @@ import secrets
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from cachebus.cli.bench_lanes import Lane, lanes
 from cachebus.cli.bench_report import check_report, write_report
 from cachebus.cli.bench_run import Template, measure
+from cachebus.cli.bench_shim import ENTRIES, measure_shim, shim_text
 from cachebus.cli.bench_table import Result, shape, table
 from cachebus.cli.bench_warm import measure_warm_start, warm_text
 from cachebus.cli.broker import BrokerMissingError
@@ -32,6 +34,8 @@ MAX_SUBSCRIBERS = 64
 LATENCY_RATE = 5000.0
 """Answers per second while latency is measured."""
 
+Progress = Callable[[str], None]
+
 
 @click.command()
 @click.option(
@@ -44,9 +48,7 @@ LATENCY_RATE = 5000.0
 @click.option(
     "--answers",
     type=click.IntRange(MIN_ANSWERS, MAX_ANSWERS),
-    default=ANSWERS,
-    show_default=True,
-    help="Length of the trace.",
+    help=f"Length of the trace; {ANSWERS} by default. With --shim: names in the cache; {ENTRIES} by default.",
 )
 @click.option(
     "--subscribers",
@@ -61,29 +63,37 @@ LATENCY_RATE = 5000.0
     help="Write a page with plots there too; needs the extra `bench`.",
 )
 @click.option("--warm-start", is_flag=True, help="Measure instead how fast a cold node takes a warm one's cache.")
+@click.option("--shim", is_flag=True, help="Measure instead the shim beside Unbound; needs dnsperf and unbound.")
 @json_option
 def bench(
-    names: tuple[str, ...], answers: int, subscribers: int, report: Path | None, *, warm_start: bool, as_json: bool
+    names: tuple[str, ...],
+    answers: int | None,
+    subscribers: int,
+    report: Path | None,
+    *,
+    warm_start: bool,
+    shim: bool,
+    as_json: bool,
 ) -> None:
     """Measure transports on this machine, over loopback, beside their floor and beside dnspython.
 
     CPU is in microseconds per answer, the kernel's part included. The floor is the same bytes through the transport's
     bare library, with one HMAC per message; what else is in each figure is in docs/benchmarks.md.
     """
+    if shim and warm_start:
+        raise click.UsageError("--shim and --warm-start are two measurements")
+    if shim:
+        _one("shim", lambda progress: measure_shim(answers or ENTRIES, progress), shim_text, as_json=as_json)
+        return
     if warm_start:
-        progress = _progress("warm start")
-        try:
-            found = measure_warm_start(secrets.token_bytes(32), progress=progress)
-        finally:
-            progress("")
-        if as_json:
-            print_json(found)
-        else:
-            click.echo(warm_text(found))
+        secret = secrets.token_bytes(32)
+        _one("warm start", lambda progress: measure_warm_start(secret, progress=progress), warm_text, as_json=as_json)
         return
     if report is not None:
         check_report()
-    template = Template(answers=answers, rate=LATENCY_RATE, secret=secrets.token_bytes(32), subscribers=subscribers)
+    template = Template(
+        answers=answers or ANSWERS, rate=LATENCY_RATE, secret=secrets.token_bytes(32), subscribers=subscribers
+    )
     results: list[Result] = []
     complete = True
     for lane in _chosen(names):
@@ -109,6 +119,25 @@ def bench(
         raise SystemExit(1)
 
 
+def _one(
+    name: str,
+    measured: Callable[[Progress], dict[str, Any]],
+    text: Callable[[dict[str, Any]], str],
+    *,
+    as_json: bool,
+) -> None:
+    """A measurement that has one result."""
+    progress = _progress(name)
+    try:
+        found = measured(progress)
+    finally:
+        progress("")
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(text(found))
+
+
 def _chosen(names: Sequence[str]) -> list[Lane]:
     found = lanes()
     if not names:
@@ -121,7 +150,7 @@ def _chosen(names: Sequence[str]) -> list[Lane]:
     return [lane for lane in found if lane.name in names or lane.transport in names]
 
 
-def _progress(name: str) -> Callable[[str], None]:
+def _progress(name: str) -> Progress:
     """Writes one line that replaces itself; an empty text wipes it. Silent unless a terminal reads it."""
     if not sys.stderr.isatty():
         return lambda text: None

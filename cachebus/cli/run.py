@@ -23,7 +23,7 @@ TALKATIVE = ("quic",)
 )
 def run(config: Path, log_level: str) -> int:
     """Run a node until SIGTERM or SIGINT; SIGHUP reads the configuration again and keeps the cache."""
-    from cachebus.node import run as run_node
+    from cachebus.daemon import run as run_node
 
     logging.basicConfig(level=log_level.upper(), format=FORMAT)
     if log_level != "debug":

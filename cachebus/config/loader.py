@@ -27,7 +27,7 @@ from cachebus.errors import CachebusError, ConfigError
 
 LATER: Mapping[str, frozenset[str]] = {
     "": frozenset({"hints"}),
-    "shim": frozenset({"hints", "workers"}),
+    "shim": frozenset({"hints"}),
     "share": frozenset({"site"}),
 }
 """Keys that the contract names and this version does not have yet, by section (names and indexes left out)."""

@@ -166,3 +166,6 @@ class Shim(Section):
     """Where DNS over HTTPS is asked."""
     ddr: bool | Ddr = True
     """Whether clients that ask hear of the encrypted listeners, and by which name."""
+    workers: int = Field(default=1, ge=1, le=64)
+    """Processes that share the addresses, each with a cache of its own of the size set in `cache`. One, the default, is
+    the node's own process; more pay where one core does not answer all clients."""

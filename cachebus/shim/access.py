@@ -45,6 +45,10 @@ class AccessList:
             packed = packed_address(client)
         except OSError:
             return False
+        return self.serves(packed)
+
+    def serves(self, packed: bytes) -> bool:
+        """Whether the client with these 4 or 16 bytes of address is served."""
         return bisect_right(self._borders[len(packed)], int.from_bytes(packed, "big")) & 1 == 1
 
 

@@ -28,13 +28,14 @@ from aioquic.tls import load_pem_private_key, load_pem_x509_certificates
 from cachebus.errors import FrameError
 from cachebus.ports import TlsMaterial
 from cachebus.shim import doq
+from cachebus.shim.burst import SLOTS
 from cachebus.shim.connections import ENCRYPTED_IDLE_TIMEOUT, Connections
 from cachebus.shim.query import Channel
 from cachebus.shim.service import Service
 from cachebus.shim.tasks import Tasks
 from cachebus.shim.tcp import MAX_UNDER_WAY
 from cachebus.shim.tls import DOQ, ServerCertificate
-from cachebus.shim.udp import BURST, is_wildcard, reply_from
+from cachebus.shim.udp import is_wildcard, reply_from
 
 MAX_STREAMS = 200
 """Streams of one connection that are not done: questions that come, are under way, or whose reply is on its way."""
@@ -119,7 +120,7 @@ class QuicListener:
         )
 
     def _readable(self) -> None:
-        for _ in range(BURST):
+        for _ in range(SLOTS):
             try:
                 data, control, _, client = self._socket.recvmsg(_MAX_DATAGRAM, _CONTROL_SIZE)
             except OSError:

@@ -22,7 +22,7 @@ from cachebus.shim.sockets import bind_both, bind_datagram, bind_stream
 from cachebus.shim.tasks import Tasks
 from cachebus.shim.tcp import TcpConnection
 from cachebus.shim.tls import DOT, H2, TlsCounters, TlsLayer
-from cachebus.shim.udp import UdpListener, WildcardUdp, is_wildcard
+from cachebus.shim.udp import UdpListener, open_listener
 
 if TYPE_CHECKING:
     from cachebus.shim.quic import QuicListener
@@ -39,9 +39,10 @@ class Server:
     def __init__(self, settings: ShimSettings, service: Service, tasks: Tasks) -> None:
         self._settings = settings
         self._encrypted = settings.encrypted
+        self._shared = settings.workers > 1
         self._service = service
         self._tasks = tasks
-        self._udp: list[asyncio.DatagramTransport | WildcardUdp] = []
+        self._udp: list[UdpListener] = []
         self._tcp: list[asyncio.Server] = []
         self._quic: list[QuicListener] = []
         self._quic_statistics: Callable[[], Mapping[str, int]] = dict
@@ -76,17 +77,10 @@ class Server:
         await self._close()
 
     async def _open(self, endpoint: Endpoint) -> Endpoint:
-        udp, tcp = bind_both(endpoint)
-        loop = asyncio.get_running_loop()
+        udp, tcp = bind_both(endpoint, shared=self._shared)
         connections = self._connections
         assert connections is not None
-        if is_wildcard(endpoint[0]):
-            self._udp.append(WildcardUdp(udp, self._service, self._tasks.start))
-        else:
-            transport, _ = await loop.create_datagram_endpoint(
-                lambda: UdpListener(self._service, self._tasks), sock=udp
-            )
-            self._udp.append(transport)
+        self._udp.append(open_listener(udp, self._service, self._tasks.start))
         await self._accept(tcp, lambda: TcpConnection(self._service, self._tasks, connections))
         return endpoint[0], tcp.getsockname()[1]
 
@@ -112,7 +106,7 @@ class Server:
         for channel, endpoints, make in ((Channel.TLS, encrypted.tls, dot), (Channel.HTTPS, encrypted.https, doh)):
             found = []
             for endpoint in endpoints:
-                sock = bind_stream(endpoint)
+                sock = bind_stream(endpoint, shared=self._shared)
                 await self._accept(sock, make)
                 found.append((endpoint[0], sock.getsockname()[1]))
             self.encrypted[channel] = tuple(found)
@@ -129,7 +123,7 @@ class Server:
         counters = QuicCounters()
         found = []
         for endpoint in self._encrypted.quic:
-            sock = bind_datagram(endpoint)
+            sock = bind_datagram(endpoint, shared=self._shared)
             self._quic.append(QuicListener(sock, certificate, self._service, self._tasks, connections, counters))
             found.append((endpoint[0], sock.getsockname()[1]))
         self._quic_statistics = counters.statistics
@@ -165,6 +159,8 @@ class Server:
         if found is None:
             return {}
         counters = {
+            "udp_unsent": sum(listener.unsent for listener in self._udp),
+            "udp_dropped": sum(listener.dropped for listener in self._udp),
             "tcp_open": found.open,
             "tcp_accepted": found.accepted,
             "tcp_refused": found.refused,

@@ -12,6 +12,7 @@ from cachebus.cache import Cache
 from cachebus.ports import Clock
 from cachebus.shim.access import Network
 from cachebus.shim.chaos import Chaos
+from cachebus.shim.fast import FastPath
 from cachebus.shim.front import FrontSettings
 from cachebus.shim.gate import Gate, Turned
 from cachebus.shim.lookup import LookupOrder
@@ -42,18 +43,21 @@ class Service:
         front: FrontSettings | None = None,
         cache: Cache | None = None,
         notes_client: bool = False,
+        fast: FastPath | None = None,
     ) -> None:
         """`tasks`: where listeners run the coroutines that `handle` gives, and by which it sees how many there are.
 
         `cache`: where addresses for the additional section are found, if `front` wants them. `notes_client`: the query
-        is given the client's address, for whose subnet answers may differ.
+        is given the client's address, for whose subnet answers may differ. `fast`: what UDP listeners may ask first, as
+        it answers plain questions just as `handle` would.
         """
         front = front or FrontSettings()
         self._order = order
         self._tasks = tasks
         self._max_in_flight = max_in_flight
+        self.clock = clock
+        self.fast = fast
         self._notes_client = notes_client
-        self._clock = clock
         self.gate = Gate(tuple(allow), front)
         self._is_allowed = self.gate.allows
         self._limits = self.gate.limiter is not None
@@ -74,7 +78,7 @@ class Service:
             return None
         options, padded = b"", False
         if self._limits or channel is not Channel.UDP or (query.edns and query.edns.options):
-            taken = self.gate.take(query, client, channel, self._clock())
+            taken = self.gate.take(query, client, channel, self.clock())
             if isinstance(taken, Turned):
                 return taken.reply
             options, padded = taken, self.gate.pads(channel)
@@ -87,7 +91,7 @@ class Service:
             return compose_reply(query, _PROHIBITED, limit, options, padded=padded)
         if self._notes_client:
             query = query._replace(client=client)
-        response = self._order.answer(query, self._clock())
+        response = self._order.answer(query, self.clock())
         if isinstance(response, Response):
             return self._compose(query, response, limit, options, padded=padded)
         if len(self._tasks) >= self._max_in_flight:
@@ -126,7 +130,7 @@ class Service:
             response = rotated(response, self._turn)
         if self._additional is None or query.checking_disabled:  # the cache holds what nobody validated
             return compose_reply(query, response, limit, options, padded=padded)
-        extra = addresses(response, self._additional, self._clock())
+        extra = addresses(response, self._additional, self.clock())
         return compose_reply(query, response, limit, options, padded=padded, additional=extra)
 
     def statistics(self) -> dict[str, int]:

@@ -141,6 +141,8 @@ class ShimSettings:
     """1 to 65536 of `max_tcp_connections`. Beyond it the client's own connection idle for longest makes room."""
     encrypted: EncryptedSettings = field(default_factory=EncryptedSettings)
     """Listeners for TLS, HTTPS and QUIC."""
+    workers: int = 1
+    """1 to 64 processes that answer, each with a cache of its own. One is the node's process, with the node's cache."""
 
     def __post_init__(self) -> None:
         if not self.listen:
@@ -151,6 +153,7 @@ class ShimSettings:
             ("max_in_flight", 16, 65536),
             ("timeout", 0.1, 60),
             ("max_ttl", 1, 7 * 86400),
+            ("workers", 1, 64),
         ):
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"shim.{name} is not between {low} and {high}")

@@ -5,15 +5,17 @@ Decides nothing itself; it reads like the lookup order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
 from cachebus.cache import Cache
 from cachebus.flushes import Flush
 from cachebus.ports import Clock
+from cachebus.shim.access import AccessList
 from cachebus.shim.ddr import DiscoveryStage
 from cachebus.shim.failures import Failures, FailureStage, question_key
+from cachebus.shim.fast import FastPath
 from cachebus.shim.forward import Forwarder, Key
 from cachebus.shim.learn import Learned, Learner
 from cachebus.shim.local import LocalStage
@@ -71,22 +73,15 @@ class Shim:
         self._last_resort = CacheStage(cache, last_resort=True)
         self._failing = FailureStage(self._failures, self._forwarder, self._last_resort)
         self._stale: StaleStage | None = None
-        ask: Stage = self._failing
         if caching.stale is not None:
-            ask = self._stale = StaleStage(caching.stale, cache, self._failures, self._failing, clock)
-        rest: list[Stage] = [ask, self._last_resort]
-        self._swild = self._make_swild(settings, rest, clock)
-        stages: list[Stage] = [self._cached, *([self._swild] if self._swild else []), *rest]
-        behind = LookupOrder(stages, clock)
-        if caching.subnet.send:
-            stages.insert(0, SubnetStage(self._subnets, ask))
-        self._local = LocalStage(settings.local, behind, clock)
+            self._stale = StaleStage(caching.stale, cache, self._failures, self._failing, clock)
+        self._swild = self._make_swild()
+        self._local = LocalStage(settings.local, LookupOrder(self._behind_local_data(), clock), clock)
         self._discovery = DiscoveryStage(settings.encrypted.ddr, settings.encrypted.https_path)
-        stages = [self._local, self._discovery, *stages]
-        order = SubnetOrder(stages, clock) if caching.subnet.send else LookupOrder(stages, clock)
+        self._fast = self._make_fast_path()
         self._tasks = Tasks()
         self._service = Service(
-            order,
+            self._make_order(),
             self._tasks,
             clock,
             allow=settings.allow,
@@ -94,19 +89,49 @@ class Shim:
             notes_client=caching.subnet.send,
             front=settings.front,
             cache=cache,
+            fast=self._fast,
         )
         self._server = Server(settings, self._service, self._tasks)
 
-    def _make_swild(self, settings: ShimSettings, rest: Sequence[Stage], clock: Clock) -> SwildStage | None:
+    def _make_order(self) -> LookupOrder:
+        """The lookup order (design: local data, cache, SWILD, forward, stale)."""
+        subnet = self._settings.caching.subnet.send
+        stages: list[Stage] = [self._local, self._discovery]
+        if subnet:
+            stages.append(SubnetStage(self._subnets, self._ask))
+        stages += self._behind_local_data()
+        return SubnetOrder(stages, self._clock) if subnet else LookupOrder(stages, self._clock)
+
+    @property
+    def _ask(self) -> Stage:
+        return self._stale or self._failing
+
+    def _behind_local_data(self) -> list[Stage]:
+        swild: list[Stage] = [] if self._swild is None else [self._swild]
+        return [self._cached, *swild, self._ask, self._last_resort]
+
+    def _make_fast_path(self) -> FastPath | None:
+        """The short way of plain questions; None where something is switched on that looks at each of them."""
+        settings = self._settings
+        front = settings.front
+        if front.rate_limit is not None or front.rotate or not front.minimal or settings.caching.subnet.send:
+            return None
+        serves = AccessList(settings.allow, front.deny).serves
+        return FastPath(self._cache, serves, refreshes=settings.refresh, claims=self._claims)
+
+    def _claims(self, qname: bytes) -> bool:
+        return self._local.claims(qname) or self._discovery.claims(qname)
+
+    def _make_swild(self) -> SwildStage | None:
         if self._swilds is None:
             return None
         return SwildStage(
             self._swilds,
             self._cache,
             held=self._cached,
-            rest=LookupOrder(rest, clock),
-            clock=clock,
-            validating=any(upstream.validating for upstream in settings.upstreams),
+            rest=LookupOrder([self._ask, self._last_resort], self._clock),
+            clock=self._clock,
+            validating=any(upstream.validating for upstream in self._settings.upstreams),
         )
 
     def _ask_for_swild(self, name: bytes) -> None:
@@ -196,6 +221,10 @@ class Shim:
         }
         if self._swild is not None:
             found |= self._swild.statistics()
+        if self._fast is not None:
+            found["fast"] = self._fast.answered
+            found["queries"] += self._fast.answered
+            found["hits"] += self._fast.answered
         for reason, count in self._learner.not_shared.items():
             found[f"not_shared_{reason.value.replace('-', '_')}"] = count
         return found

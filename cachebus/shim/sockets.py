@@ -13,23 +13,26 @@ BIND_TRIES = 20
 """For port 0: draws of a port that is free for UDP until one is free for TCP too."""
 
 
-def bind_stream(endpoint: Endpoint) -> socket.socket:
-    """A TCP socket on this address. Raises `TransportError` naming it."""
-    return _bind(socket.SOCK_STREAM, *endpoint)
+def bind_stream(endpoint: Endpoint, *, shared: bool = False) -> socket.socket:
+    """A TCP socket on this address. Raises `TransportError` naming it. `shared`: as for `bind_both`."""
+    return _bind(socket.SOCK_STREAM, *endpoint, shared=shared)
 
 
-def bind_datagram(endpoint: Endpoint) -> socket.socket:
-    """A UDP socket on this address. Raises `TransportError` naming it."""
-    return _bind(socket.SOCK_DGRAM, *endpoint)
+def bind_datagram(endpoint: Endpoint, *, shared: bool = False) -> socket.socket:
+    """A UDP socket on this address. Raises `TransportError` naming it. `shared`: as for `bind_both`."""
+    return _bind(socket.SOCK_DGRAM, *endpoint, shared=shared)
 
 
-def bind_both(endpoint: Endpoint) -> tuple[socket.socket, socket.socket]:
-    """A UDP and a TCP socket on the same address and port. Raises `TransportError` naming the address."""
+def bind_both(endpoint: Endpoint, *, shared: bool = False) -> tuple[socket.socket, socket.socket]:
+    """A UDP and a TCP socket on the same address and port. Raises `TransportError` naming the address.
+
+    `shared`: other processes of this user listen there too, and the kernel deals out what comes (SO_REUSEPORT).
+    """
     host, port = endpoint
     for attempt in range(BIND_TRIES):
-        udp = _bind(socket.SOCK_DGRAM, host, port)
+        udp = _bind(socket.SOCK_DGRAM, host, port, shared=shared)
         try:
-            return udp, _bind(socket.SOCK_STREAM, host, udp.getsockname()[1])
+            return udp, _bind(socket.SOCK_STREAM, host, udp.getsockname()[1], shared=shared)
         except TransportError:
             udp.close()
             if port or attempt == BIND_TRIES - 1:
@@ -37,12 +40,14 @@ def bind_both(endpoint: Endpoint) -> tuple[socket.socket, socket.socket]:
     raise AssertionError("the loop returns or raises")
 
 
-def _bind(kind: socket.SocketKind, host: str, port: int) -> socket.socket:
+def _bind(kind: socket.SocketKind, host: str, port: int, *, shared: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, kind)
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if kind is socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         else:

@@ -129,7 +129,7 @@ def test_run_hands_over_to_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         started.append(path)
         return 0
 
-    monkeypatch.setattr("cachebus.node.run", node_run)
+    monkeypatch.setattr("cachebus.daemon.run", node_run)
     assert main(["run", "-c", str(tmp_path / "c.yaml")]) == 0
     assert started == [tmp_path / "c.yaml"]
     assert main(["run"]) == 2

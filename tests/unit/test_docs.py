@@ -18,7 +18,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cachebus import Refusal, node
+from cachebus import Refusal, daemon, node
 from cachebus.cli import cachebus as command_line
 from cachebus.cli import keygen_tls
 from cachebus.codecs import dns
@@ -188,7 +188,7 @@ FIGURES = [
     ("docs/sinks/unbound.md", "at most {}", unbound.BATCH_ANSWERS),
     ("docs/sinks/unbound.md", "second, {} by default", unbound.DEFAULT_RATE),
     ("docs/sinks/unbound.md", "up to {:,}", unbound.MAX_REFILL),
-    ("docs/operations.md", "to {:,}, or to the hard limit", node.DESCRIPTORS),
+    ("docs/operations.md", "to {:,}, or to the hard limit", daemon.DESCRIPTORS),
     ("docs/operations.md", "more than {:g} s is logged", node.CLOCK_WARNING),
     ("docs/operations.md", "within `fudge` ({} s)", tsig.MAX_FUDGE),
     ("docs/operations.md", "are refused for {} s", tsig.MAX_FUDGE),

@@ -49,7 +49,7 @@ async def test_a_defect_in_one_round_of_housekeeping_does_not_end_it(
     rounds = 0
     done = asyncio.Event()
 
-    def sweep(self: Cache, now: float) -> None:
+    def sweep(self: Cache, now: float, *, shards: int) -> None:
         nonlocal rounds
         rounds += 1
         if rounds == 1:
