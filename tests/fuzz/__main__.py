@@ -33,8 +33,9 @@ TRACED_SECONDS = 100.0
 """CPU seconds after which no more are: enough for 10,000 of the dearest, and for 40,000 of most."""
 SLICE = 2000
 """Examples between two looks at the clock and at what was reached."""
-MAY_TAKE = 3600.0
-"""Seconds after which a target that cannot be interrupted is given up: the longest takes 250 on a core of its own."""
+MAY_TAKE = 4 * 3600.0
+"""Seconds after which a target that cannot be interrupted is given up: the longest takes 250 on a core of its own, but
+one may have to share it with a dozen others."""
 
 
 class Branches(NamedTuple):
