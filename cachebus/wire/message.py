@@ -366,7 +366,9 @@ class Composer:
 
         `suffixes`: owners also share the ends that they have in common with the question and with each other.
         """
-        self._qname = qname if suffixes and question else b""
+        self._qname = qname
+        self._suffixes = suffixes and bool(question)
+        self._knows_question = False
         self._pieces = [question]
         self._length = HEADER_LENGTH + len(question)
         self._offsets = {qname: HEADER_LENGTH} if question else {}
@@ -400,7 +402,7 @@ class Composer:
         pointer = self._pointer(owner)
         if pointer:
             return pointer
-        if self._qname:
+        if self._suffixes:
             return self._shortened(owner)
         if self._length < 0x4000:
             self._offsets[owner] = self._length
@@ -408,7 +410,8 @@ class Composer:
 
     def _shortened(self, owner: bytes) -> bytes:
         """The owner up to the longest end of it that stands in the message already, and a pointer to that."""
-        if len(self._offsets) == 1:  # the first owner that is not the question's name
+        if not self._knows_question:  # put off until there is an owner that is not the question's name
+            self._knows_question = True
             self._know(self._qname, HEADER_LENGTH)
         position = 0
         while owner[position]:

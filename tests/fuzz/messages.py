@@ -11,6 +11,7 @@ from cachebus.errors import MessageError
 from cachebus.presentation import check_name
 from cachebus.wire.message import (
     MAX_TTL,
+    Composer,
     Message,
     canonical_rdata,
     cname_target,
@@ -18,6 +19,7 @@ from cachebus.wire.message import (
     expand_rdata,
     first_question,
     parse,
+    question_section,
     read_answer,
     records,
     rrsig_fields,
@@ -169,6 +171,11 @@ def _again(message: Message) -> None:
     assert {(rrset.owner, rrset.type): rrset.ttl for rrset in again.answer if rrset.rrs} == {
         (rrset.owner, rrset.type): rrset.ttl for rrset in message.answer if rrset.rrs
     }
+    shorter = Composer(question_section(message.qname or b"\0", message.qtype), message.qname or b"\0", suffixes=True)
+    count = sum(shorter.add(rrset, rrset.ttl, sigs=True) for rrset in message.answer)
+    short = shorter.finish(message.id, message.flags, (1, count, 0, 0))
+    assert len(short) == shorter.length <= len(wire)
+    assert plain(parse(short).answer) == plain(message.answer)
 
 
 class NameTarget(BytesTarget):

@@ -389,6 +389,26 @@ async def test_any_is_passed_through_and_not_kept() -> None:
         assert len(upstream.queries) == 2
 
 
+async def test_any_and_rrsig_bring_the_aliases_on_the_way_and_nothing_else() -> None:
+    rrsig = "300 IN RRSIG A 13 2 300 20300101000000 20200101000000 7 example. AAAA"
+    way = (
+        "old.example. 300 IN DNAME new.example.",
+        "www.old.example. 300 IN CNAME www.new.example.",
+        "www.new.example. 300 IN A 192.0.2.1",
+        f"www.new.example. {rrsig}",
+    )
+    other = "www.bank.example. 300 IN A 192.0.2.66"
+    async with ScriptedUpstream(says(*way, other)) as upstream, shim_before(upstream) as shim:
+        assert texts((await ask(shim.endpoints[0], "www.old.example.", "ANY")).answer) == list(way)
+    alone = (*way[:2], f"www.new.example. {rrsig}")
+    async with ScriptedUpstream(says(*alone, other)) as upstream, shim_before(upstream) as shim:
+        assert texts((await ask(shim.endpoints[0], "www.old.example.", "RRSIG")).answer) == list(alone), "its TTL too"
+    async with ScriptedUpstream(says(*way[:2], authority=SOA)) as upstream, shim_before(upstream) as shim:
+        reply = await ask(shim.endpoints[0], "www.old.example.", "RRSIG")
+        assert texts(reply.answer) == list(way[:2])
+        assert texts(reply.authority) == texts(SOA)
+
+
 # DNS over TLS
 
 

@@ -114,3 +114,30 @@ def test_extended_errors_only_to_edns_clients_and_bounded() -> None:
 def test_extended_rcodes_need_opt() -> None:
     reply = dns.message.from_wire(compose_reply(query(use_edns=0), Response(dns.rcode.BADVERS), 512))
     assert reply.rcode() == dns.rcode.BADVERS
+
+
+def test_owners_share_the_ends_that_stand_there_already() -> None:
+    soa = rrset("example.", "SOA", 60, b"\0\0" + bytes(20))
+    proofs = [rrset(f"{name}.zone.example.", "NSEC", 60, b"\0\0\1\x40") for name in ("a", "b.a", "other")]
+    response = Response(3, (), (soa, *proofs, rrset("else.", "NSEC", 60, b"\0\0\1\x40"), rrset(".", "NSEC", 60, b"\0")))
+    wire = compose_reply(query("Www.eXample.", want_dnssec=True), response, 1232)
+    owners = [line.split()[0].lower() for line in texts(dns.message.from_wire(wire).authority)]
+    names = ["example.", "a.zone.example.", "b.a.zone.example.", "other.zone.example.", "else.", "."]
+    assert owners == names
+    assert wire.lower().count(b"\7example") == 1
+    assert wire.count(b"\4zone") == 1
+    assert wire.count(b"\1a\4") == 1
+
+
+def test_ends_are_shared_behind_an_alias_too() -> None:
+    alias = rrset("www.example.", "CNAME", 60, b"\4Edge\3CDN\0")
+    soa = rrset("example.", "SOA", 60, b"\0\0" + bytes(20))
+    wire = compose_reply(query("www.example."), Response(0, (alias,), (soa, soa._replace(owner=b"\3cdn\0"))), 512)
+    assert [line.split()[0] for line in texts(dns.message.from_wire(wire).authority)] == ["example.", "cdn."]
+    assert wire.count(b"\7example") == 1
+
+
+def test_who_asks_for_everything_gets_rrsigs_without_do() -> None:
+    signed = rrset("www.example.", "A", 60, ADDRESS, sigs=signature("www.example.", "A"))
+    reply = dns.message.from_wire(compose_reply(query(rrtype="ANY"), Response(0, (signed,)), 1232))
+    assert [item.rdtype for item in reply.answer] == [1, 46]
