@@ -76,7 +76,8 @@ def hex_rows(text: str) -> bytes:
 def machine(tmp_path: Path) -> Path:
     """A directory in place of the manual's, with the files that it names."""
     write_key_file(tmp_path / "home-2026.key", make_key("home-2026"))
-    (tmp_path / "answers.wire").touch()
+    for name in ("answers.wire", "dns.example.net.pem", "dns.example.net.key"):
+        (tmp_path / name).touch(mode=0o600)
     assert CliRunner().invoke(keygen_tls.tls, ["ams-1", "-o", str(tmp_path)]).exit_code == 0
     return tmp_path
 
