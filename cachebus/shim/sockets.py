@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
 from cachebus.errors import TransportError
 from cachebus.shim.settings import Endpoint
 
 UDP_BUFFER = 1 << 20
 """Bytes asked for as socket buffers: a burst of some thousand queries."""
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PROBE = 10, 23, 3
+"""Linux; Python 3.11 has no names for them. PROBE sets DF and believes no ICMP message about the path's MTU."""
 BIND_TRIES = 20
 """For port 0: draws of a port that is free for UDP until one is free for TCP too."""
 
@@ -53,6 +56,7 @@ def _bind(kind: socket.SocketKind, host: str, port: int, *, shared: bool) -> soc
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UDP_BUFFER)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UDP_BUFFER)
+            _never_fragment(sock)
         sock.settimeout(0)
         sock.bind((host, port))
     except OSError as error:
@@ -60,3 +64,12 @@ def _bind(kind: socket.SocketKind, host: str, port: int, *, shared: bool) -> soc
         word = "TCP" if kind is socket.SOCK_STREAM else "UDP"
         raise TransportError(f"shim: cannot listen on {host} port {port} ({word}): {error.strerror}") from error
     return sock
+
+
+def _never_fragment(sock: socket.socket) -> None:
+    """A reply fits or is lost, and the client asks again (RFC 9715): fragments can be exchanged for forged ones."""
+    with suppress(OSError):  # where the system has no such option it fragments
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PROBE)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PROBE)

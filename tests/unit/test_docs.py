@@ -76,8 +76,8 @@ def hex_rows(text: str) -> bytes:
 def machine(tmp_path: Path) -> Path:
     """A directory in place of the manual's, with the files that it names."""
     write_key_file(tmp_path / "home-2026.key", make_key("home-2026"))
-    for name in ("answers.wire", "ads.txt", "order.rpz"):
-        (tmp_path / name).touch()
+    for name in ("answers.wire", "ads.txt", "order.rpz", "dns.example.net.pem", "dns.example.net.key"):
+        (tmp_path / name).touch(mode=0o600)
     (tmp_path / "cookie.secrets").touch(mode=0o600)
     (tmp_path / "cookie.secrets").write_text("00" * 16)
     assert CliRunner().invoke(keygen_tls.tls, ["ams-1", "-o", str(tmp_path)]).exit_code == 0

@@ -22,6 +22,7 @@ from cachebus.shim import Shim, parse_endpoint
 from cachebus.shim import connections as connections_module
 from cachebus.shim import server as server_module
 from cachebus.shim.query import Channel
+from cachebus.shim.sockets import bind_both, bind_datagram
 from cachebus.shim.tcp import MAX_UNDER_WAY
 from cachebus.shim.udp import reply_from
 from cachebus.testing import ManualClock
@@ -276,6 +277,13 @@ async def test_wildcard_sockets_wait_for_upstreams_too() -> None:
         assert (await ask(("127.0.0.5", shim.endpoints[0][1]), "other.example.")).rcode() == 0
 
 
+@pytest.mark.parametrize(("host", "level", "option"), [("127.0.0.1", 0, 10), ("::1", 41, 23)])
+def test_udp_replies_are_never_fragmented(host: str, level: int, option: int) -> None:
+    for sock in (*bind_both((host, 0)), bind_datagram((host, 0))):
+        with sock:
+            assert sock.type == socket.SOCK_STREAM or sock.getsockopt(level, option) == 3
+
+
 def test_packet_information_is_turned_round() -> None:
     asked, local = bytes((192, 0, 2, 9)), bytes((10, 0, 0, 1))
     control = [(socket.SOL_SOCKET, 29, bytes(16)), (socket.IPPROTO_IP, 8, struct.pack("=I4s4s", 3, local, asked))]
@@ -334,6 +342,7 @@ def test_what_is_no_endpoint(text: str) -> None:
         {"listen": ()},
         {"max_tcp_connections": 9},
         {"max_in_flight": 70000},
+        {"max_connections_per_client": 0},
         {"timeout": 0.0},
         {"max_ttl": 0},
     ],
