@@ -94,14 +94,12 @@ class _Shard:
 class Cache:
     """See the module. Not thread-safe: it belongs to the event loop."""
 
-    def __init__(
-        self, node: str, *, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES, shortens: bool = True
-    ) -> None:
-        """`shortens`: TTLs of bus data are to be shortened here; they are not where another cache has done so."""
+    def __init__(self, node: str, *, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES) -> None:
         shards = _SHARDS if max_entries >= _SMALL else 1
         self._node = node
         self._seed = crc32(node.encode())
-        self._spread = SPREAD if shortens else 1
+        self.spread = SPREAD
+        """1 where what is put here has had its TTLs shortened already."""
         self._shards = tuple(_Shard() for _ in range(shards))
         self._mask = shards - 1
         self._generation_entries = max(1, max_entries // shards // 2)
@@ -197,7 +195,7 @@ class Cache:
             flags |= VALIDATING
         if own_use:
             flags |= OWN_USE
-        return bool(transport), rank, flags, self._source(origin, transport, signer), self._spread if transport else 1
+        return bool(transport), rank, flags, self._source(origin, transport, signer), self.spread if transport else 1
 
     def _put_other(self, rrset: RRset, came: Came, key: bytes, expires_ms: int, checksum: int) -> Refusal | None:
         """Put an RRset whose name, key or time something is known about."""

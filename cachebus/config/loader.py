@@ -27,7 +27,7 @@ from cachebus.errors import CachebusError, ConfigError
 
 LATER: Mapping[str, frozenset[str]] = {
     "": frozenset({"hints"}),
-    "shim": frozenset({"hints", "swild", "local_data", "block_lists", "workers"}),
+    "shim": frozenset({"hints", "swild", "local_data", "block_lists"}),
     "shim.upstreams": frozenset({"url"}),
     "share": frozenset({"site"}),
 }

@@ -330,7 +330,7 @@ def test_each_mistake_of_an_upstream(upstream: str, expected: str) -> None:
     assert "f:" + expected in problems(text)
 
 
-@pytest.mark.parametrize("key", ["hints", "swild", "local_data", "block_lists", "workers"])
+@pytest.mark.parametrize("key", ["hints", "swild", "local_data", "block_lists"])
 def test_what_later_versions_have_is_said_so(key: str) -> None:
     text = f"node: a\nshim:\n  listen: ['127.0.0.1:53']\n  {key}: 1\n"
     assert problems(text) == [f"f:4:3: shim.{key}: not available in this version"]
