@@ -91,14 +91,12 @@ _BETTER_KNOWN: Final = Refusal.BETTER_KNOWN
 class Cache:
     """See the module. Not thread-safe: it belongs to the event loop."""
 
-    def __init__(
-        self, node: str, *, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES, shortens: bool = True
-    ) -> None:
-        """`shortens`: TTLs of bus data are to be shortened here; they are not where another cache has done so."""
+    def __init__(self, node: str, *, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES) -> None:
         shards = _SHARDS if max_entries >= _SMALL else 1
         self._node = node
         self._seed = crc32(node.encode())
-        self._spread = SPREAD if shortens else 1
+        self.spread = SPREAD
+        """1 where what is put here has had its TTLs shortened already."""
         self._shards = tuple(_Shard() for _ in range(shards))
         self._mask = shards - 1
         self._generation_entries = max(1, max_entries // shards // 2)
@@ -204,7 +202,7 @@ class Cache:
     def _came(self, answer: Answer, now_ms: int, *, own_use: bool) -> Came:
         by_bus = bool(answer.transport)
         source = self._source(answer.origin, answer.transport, answer.signer)
-        return Came(*standing(answer, own_use=own_use), source, now_ms, self._spread if by_bus else 1, by_bus=by_bus)
+        return Came(*standing(answer, own_use=own_use), source, now_ms, self.spread if by_bus else 1, by_bus=by_bus)
 
     def _put_other(self, rrset: RRset, came: Came, key: bytes, expires_ms: int, checksum: int) -> Refusal | None:
         """Put an RRset whose name, key or time something is known about."""

@@ -85,8 +85,8 @@ class Worker:
     """What one worker does with what it is told."""
 
     def __init__(self, plan: Plan) -> None:
-        # What comes over the pipe has its life shortened already.
-        self.cache = Cache(plan.node, max_entries=plan.max_entries, max_bytes=plan.max_bytes, shortens=False)
+        self.cache = Cache(plan.node, max_entries=plan.max_entries, max_bytes=plan.max_bytes)
+        self.cache.spread = 1
         self.shim: Shim | None = None
 
     def take(self, kind: Kind, body: Any) -> None:
