@@ -155,6 +155,8 @@ def reason_meanings() -> dict[Refusal, str]:
     assert isinstance(definition, ast.ClassDef)
     for statement, following in zip(definition.body, [*definition.body[1:], None], strict=True):
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            if statement.targets[0].id not in Refusal.__members__:
+                continue
             reason = Refusal[statement.targets[0].id]
             text = reason.value.replace("-", " ").capitalize() + "."
             if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):

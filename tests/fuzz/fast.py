@@ -11,6 +11,7 @@ from cachebus.answer import Answer, Evidence
 from cachebus.cache import Cache
 from cachebus.presentation import name_from_text, type_from_text
 from cachebus.shim import LOOPBACK
+from cachebus.shim.access import AccessList
 from cachebus.shim.fast import FastPath
 from cachebus.shim.lookup import CacheStage, LookupOrder
 from cachebus.shim.query import Channel
@@ -102,7 +103,7 @@ class FastTarget(BytesTarget):
         order = LookupOrder([CacheStage(self._cache, refresh=self._refreshed)], self._clock)
         self._long = Service(order, Tasks(), self._clock, allow=LOOPBACK, max_in_flight=16)
         claims = None if below(rng, 4) else name_from_text("a.test.").__eq__
-        self._short = FastPath(self._cache, LOOPBACK, refreshes=True, claims=claims)
+        self._short = FastPath(self._cache, AccessList(LOOPBACK).serves, refreshes=True, claims=claims)
 
     def _refreshed(self, query: object) -> None:
         self._due = True

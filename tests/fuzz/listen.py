@@ -1,4 +1,4 @@
-"""Targets: what clients send the shim's stream listeners (`shim.tcp`, `shim.https`, `shim.doh`, `shim.doq`)."""
+"""Targets: what clients send the shim's stream listeners (`shim.https`, `shim.doh`, `shim.doq`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from cachebus.shim.lookup import CacheStage, LookupOrder
 from cachebus.shim.query import Channel, Query, parse_query
 from cachebus.shim.service import Service
 from cachebus.shim.tasks import Tasks
-from cachebus.shim.tcp import TcpConnection
 from cachebus.wire.message import parse
 from tests.fuzz.grammar import QR, RD, pick_name, pick_type
 from tests.fuzz.harness import Part, Target
@@ -132,39 +131,6 @@ def cut(rng: Random, data: bytes) -> list[bytes]:
         return [data[at : at + 1] for at in range(len(data))]
     places = sorted({below(rng, len(data) + 1) for _ in range(below(rng, 6))} | {0, len(data)})
     return [data[start:end] for start, end in pairwise(places)]
-
-
-class TcpTarget(BytesTarget):
-    """A TCP client's bytes: the messages are those between the lengths, however they arrive."""
-
-    name = "shim-tcp"
-    parts = (Part("cachebus/shim/tcp.py", only=("TcpConnection._take_messages", "TcpConnection.data_received")),)
-    calls = 2
-
-    def valid(self, rng: Random) -> bytes:
-        messages = [make_query(rng) for _ in range(below(rng, 5))]
-        return b"".join(len(message).to_bytes(2, "big") + message for message in messages)
-
-    def check(self, example: bytes, rng: Random) -> bool:
-        def make(service: Service, connections: Connections) -> asyncio.Protocol:
-            return TcpConnection(service, Tasks(), connections)
-
-        whole, pieces = _Run(make, [example]), _Run(make, cut(rng, example))
-        messages, position = [], 0
-        while position + 2 <= len(example):
-            end = position + 2 + int.from_bytes(example[position : position + 2], "big")
-            if end > len(example):
-                break
-            messages.append(example[position + 2 : end])
-            position = end
-        assert whole.service.asked == pieces.service.asked == messages
-        assert whole.transport.written == pieces.transport.written
-        replies, position = whole.transport.written, 0
-        while position < len(replies):
-            end = position + 2 + int.from_bytes(replies[position : position + 2], "big")
-            parse(bytes(replies[position + 2 : end]))
-            position = end
-        return bool(messages)
 
 
 class RequestTarget(Target[tuple[tuple[bytes, bytes], ...]]):
@@ -374,4 +340,4 @@ class QuestionTarget(BytesTarget):
         return True
 
 
-TARGETS: tuple[type[Target[Any]], ...] = (TcpTarget, RequestTarget, HttpsTarget, QuestionTarget)
+TARGETS: tuple[type[Target[Any]], ...] = (RequestTarget, HttpsTarget, QuestionTarget)

@@ -50,7 +50,7 @@ class ClientStreamTarget(BytesTarget):
     """`TcpConnection`: the same messages however the bytes are cut, each once, within its bounds; replies framed."""
 
     name = "client-stream"
-    parts = (Part("cachebus/shim/server.py", only=("TcpConnection",)),)
+    parts = (Part("cachebus/shim/tcp.py", only=("TcpConnection",)),)
 
     def valid(self, rng: Random) -> bytes:
         messages = [rng.randbytes(below(rng, 40)) for _ in range(below(rng, 8))]
@@ -169,7 +169,8 @@ class _Client:
 
     # As a connection list
 
-    def admit(self, connection: TcpConnection) -> bool:
+    def admit(self, connection: TcpConnection, address: str) -> bool:
+        assert address == "192.0.2.1"
         return not self._refused
 
     def active(self, connection: TcpConnection) -> None:
@@ -187,6 +188,9 @@ class _Client:
 
     def write(self, data: bytes) -> None:
         self._written += data
+
+    def get_write_buffer_size(self) -> int:
+        return 0
 
     def pause_reading(self) -> None:
         self._paused = True

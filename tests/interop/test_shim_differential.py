@@ -42,7 +42,16 @@ WITHIN = 60.0
 """Seconds for all messages of one channel; they take less than one on a quiet machine."""
 TTL_SLACK = 120
 """Seconds by which TTLs may differ, because the one cache was asked later than the other."""
-OFF = {"cookies": False, "padding": False, "rotate": False, "minimal": True}
+OFF = {
+    "cookies": False,
+    "padding": False,
+    "rotate": False,
+    "minimal": True,
+    "serve_stale": False,
+    "prefetch": False,
+    "failures": False,
+    "local_data": {"special_names": False},
+}
 """The shim's keys that alter answers."""
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "shim" / "differences.md"
 
