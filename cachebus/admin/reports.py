@@ -16,6 +16,7 @@ from cachebus.entry import Cached, Lookup
 from cachebus.ports import Codec
 from cachebus.presentation import TYPES, name_to_text, type_to_text
 from cachebus.wire.message import NXDOMAIN
+from cachebus.wire.rrtypes import ANY
 
 Counters = Mapping[str, int | Mapping[Refusal, int] | Mapping[str, int]]
 """A part's statistics: numbers by snake_case name, and numbers by reason under a name such as `refused`."""
@@ -90,14 +91,15 @@ def _word(reason: Refusal | str) -> str:
 def lookup_report(cache: Cache, qname: bytes, qtype: int | None, now: float) -> list[dict[str, Any]]:
     """Shape `lookup`: each RRset of the chain from `qname` to `qtype`; without a type everything held at `qname`."""
     if qtype is None:
-        return [_cached(entry, qname, now) for entry in _everything(cache, qname, now)]
+        return [_cached(entry, qname, now, asked) for asked, entry in _everything(cache, qname, now)]
     found = cache.resolve(qname, qtype, now)
     return [] if found is None else _chain(cache, found, qtype, now)
 
 
-def _everything(cache: Cache, qname: bytes, now: float) -> list[Cached]:
+def _everything(cache: Cache, qname: bytes, now: float) -> list[tuple[int, Cached]]:
+    """With the type of each: a denial holds the zone's SOA, which is not what is denied. Of a name it is that of ANY."""
     codes = [code for code in TYPES if code not in _NEVER_HELD]
-    return [entry for code in (0, *codes) if (entry := cache.get(qname, code, now)) is not None]
+    return [(code or ANY, entry) for code in (0, *codes) if (entry := cache.get(qname, code, now)) is not None]
 
 
 def _chain(cache: Cache, found: Lookup, qtype: int, now: float) -> list[dict[str, Any]]:

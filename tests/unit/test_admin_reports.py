@@ -101,6 +101,14 @@ def test_lookup_shows_what_does_not_exist() -> None:
     assert len(lookup_report(cache, WWW, None, NOW)) == 1
 
 
+def test_lookup_without_a_type_names_the_type_that_does_not_exist() -> None:
+    cache = Cache("a")
+    soa = rrset(WEB, rrtypes.SOA, b"\0\0" + bytes(20))
+    assert cache.put_negative(WWW, rrtypes.AAAA, NOERROR, soa, 60, NOW, "a") is None
+    assert cache.put_negative(WEB, 0, NXDOMAIN, soa, 60, NOW, "a") is None
+    assert [line["type"] for name in (WWW, WEB) for line in lookup_report(cache, name, None, NOW)] == ["AAAA", "ANY"]
+
+
 def test_a_chain_may_end_in_nothing() -> None:
     cache = Cache("a")
     assert cache.put(answer(WWW, rrtypes.CNAME, rrset(WWW, rrtypes.CNAME, WEB)), NOW) is None

@@ -35,6 +35,16 @@ def samples(status: dict[str, Any]) -> dict[str, float]:
     return found
 
 
+def test_what_a_reload_may_lower_is_no_counter() -> None:
+    shim = {"block_rules": 3, "block_lines_skipped": 1, "local_names": 2, "blocked": 5}
+    assert {name for name in samples({"shim": shim}) if "shim" in name} == {
+        "cachebus_shim_block_rules{}",
+        "cachebus_shim_block_lines_skipped{}",
+        "cachebus_shim_local_names{}",
+        "cachebus_shim_blocked_total{}",
+    }
+
+
 def test_every_number_under_its_name() -> None:
     assert samples(STATUS) == {
         "cachebus_build_info{cluster=home,node=ams-1,version=0.1.0}": 1,
