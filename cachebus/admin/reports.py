@@ -97,7 +97,7 @@ def lookup_report(cache: Cache, qname: bytes, qtype: int | None, now: float) -> 
 
 
 def _everything(cache: Cache, qname: bytes, now: float) -> list[tuple[int, Cached]]:
-    """With the type of each: a denial holds the zone's SOA, which is not what is denied. Of a name it is that of ANY."""
+    """Each with its type, since a denial holds the zone's SOA, which is not what it denies; of all types it is ANY."""
     codes = [code for code in TYPES if code not in _NEVER_HELD]
     return [(code or ANY, entry) for code in (0, *codes) if (entry := cache.get(qname, code, now)) is not None]
 

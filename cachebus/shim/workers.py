@@ -11,7 +11,7 @@ import asyncio
 import logging
 import multiprocessing
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Self
@@ -31,7 +31,9 @@ STOP_TIMEOUT = 5.0
 """Seconds between a worker's pipe being closed and its being killed."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before a worker that ended is started again; doubled each time, until one has lived for `LONGEST_PAUSE`."""
-GAUGES = frozenset({"in_flight", "tcp_open"})
+ALIKE = frozenset({"block_lines_skipped", "block_rules", "certificate_expires", "local_names"})
+"""Of a worker's counters, those that say what it has read from files: all workers read the same."""
+GAUGES = ALIKE | {"failures_known", "in_flight", "subnet_known", "swild_owners", "tcp_open"}
 """Of a worker's counters, those of which a worker that is gone has none."""
 
 _log = logging.getLogger(__name__)
@@ -109,19 +111,24 @@ class Workers:
         return Flushed.DONE
 
     def statistics(self) -> Mapping[str, int]:
-        """The sums of all workers' counters, and what became of the workers and of what they are fed."""
-        found: dict[str, int] = {}
-        for seat in self._seats:
-            for counters in (seat.counters, seat.before):
-                for name, value in counters.items():
-                    found[name] = found.get(name, 0) + value
+        """All workers' counters in one, and what became of the workers and of what they are fed."""
         return {
-            **found,
+            **total(counters for seat in self._seats for counters in (seat.counters, seat.before)),
             "workers": sum(seat.is_up for seat in self._seats),
             "worker_restarts": sum(seat.restarts for seat in self._seats),
             "queued": sum(seat.queued for seat in self._seats),
             "dropped": sum(seat.dropped for seat in self._seats),
         }
+
+
+def total(workers: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The sum of each counter; of what all should have alike the smallest, so that one that lags behind shows."""
+    found: dict[str, int] = {}
+    for counters in workers:
+        for name, value in counters.items():
+            before = found.get(name)
+            found[name] = value if before is None else min(before, value) if name in ALIKE else before + value
+    return found
 
 
 def _reserve(endpoint: Endpoint) -> Endpoint:
