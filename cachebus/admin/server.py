@@ -1,6 +1,6 @@
 """The admin API over HTTP: JSON on a unix socket, and on TCP only what monitoring needs.
 
-Decides who gets which path. Knows of the node only what `NodeView` shows; changes nothing in it.
+Decides who gets which path. Knows of the node only what `NodeView` shows, and of what changes it only whom to tell.
 """
 
 from __future__ import annotations

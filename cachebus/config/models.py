@@ -316,7 +316,7 @@ class Admin(Section):
     """The admin API."""
 
     socket: UnixPath | None = None
-    """Unix socket (mode 0660) of the JSON API, which `status`, `lookup` and `why` talk to."""
+    """Unix socket (mode 0660) of the JSON API, which `status`, `lookup`, `why`, `flush` and `snapshot` talk to."""
     http: ListenAddress | None = None
     """ADDRESS:PORT that serves /metrics and /healthz, nothing else."""
     http_beyond_loopback: bool = False
