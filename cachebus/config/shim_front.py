@@ -23,7 +23,8 @@ MAX_STRING = 255
 """Bytes of one string of a TXT record (RFC 1035 section 3.3)."""
 
 _SECRET = re.compile(f"[0-9a-fA-F]{{{2 * SECRET_BYTES}}}")
-_SWITCH = ("true", "false")
+_SWITCH = ("true", "false", "on", "off", "yes", "no")
+"""What switches elsewhere in the configuration too; in YAML 1.2 the last four are text."""
 
 
 def parse_cookie_secrets(text: str) -> tuple[bytes, ...]:

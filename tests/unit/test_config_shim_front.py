@@ -72,6 +72,8 @@ def test_switches() -> None:
     assert front("rate_limit: {enabled: false, rate: 3}").rate_limit is None
     assert front("chaos: true").chaos == ChaosSettings(version=f"cachebus {__version__}", hostname="a")
     assert front("chaos: false").chaos is None
+    assert front("cookies: off").cookies is None
+    assert front("rate_limit: on").rate_limit == RateLimit(exempt=LOOPBACK)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cachebus import Refusal, daemon, node
+from cachebus import Refusal, daemon, metrics, node
 from cachebus.cli import cachebus as command_line
 from cachebus.cli import keygen_tls
 from cachebus.codecs import dns
@@ -207,6 +207,13 @@ FIGURES = [
 @pytest.mark.parametrize(("page", "words", "constant"), FIGURES, ids=[f"{page} {words}" for page, words, _ in FIGURES])
 def test_figures_are_those_of_the_code(page: str, words: str, constant: float) -> None:
     assert words.format(constant) in " ".join((ROOT / page).read_text().split())
+
+
+def test_metrics_of_the_shim_are_counted() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "cachebus/shim").glob("*.py"))
+    named = set(re.findall(r"cachebus_shim_(\w+)", (ROOT / "docs/operations.md").read_text()))
+    assert [name for name in sorted(named) if f'"{name.removesuffix("_total")}"' not in code] == []
+    assert {name for name in named if not name.endswith("_total")} == named & metrics.GAUGES
 
 
 def test_configuration_names_every_key_of_later_versions() -> None:
