@@ -21,7 +21,7 @@ IN_CI := $(filter 1 true True TRUE yes,$(CI))
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed  ## a cluster of four nodes on this machine: sharing off, then udp; one table at the end
+demo: $(VENV)/.installed  ## a cluster of four nodes on this machine: sharing off, then over each transport; one table
 	@$(VENV)/bin/cachebus demo
 
 test: $(if $(IN_CI),ci-test-deps) $(DEV)/.installed  ## lint, types, import contracts, docs build, tests
