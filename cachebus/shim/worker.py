@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -42,9 +42,11 @@ class Plan(NamedTuple):
     max_bytes: int
 
 
-def run_worker(plan: Plan, pipe: socket.socket, level: int) -> None:
-    """Body of the process. `level`: of the log, which goes to standard error as the node's does."""
-    logging.basicConfig(level=level, format=f"worker {os.getpid()}: %(levelname)s: %(message)s")
+def run_worker(plan: Plan, pipe: socket.socket, levels: Mapping[str, int]) -> None:
+    """Body of the process. `levels`: of the loggers, by name; the log goes to standard error as the node's does."""
+    logging.basicConfig(format=f"worker {os.getpid()}: %(levelname)s: %(message)s")
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
     for ignored in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; they are the node's to act on
         signal.signal(ignored, signal.SIG_IGN)
     import uvloop

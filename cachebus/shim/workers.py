@@ -131,6 +131,12 @@ def total(workers: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return found
 
 
+def log_levels() -> dict[str, int]:
+    """What this process logs, by the names of its loggers, so that a worker logs as much; the root's name is empty."""
+    loggers = {"": logging.root, **logging.root.manager.loggerDict}
+    return {name: one.level for name, one in loggers.items() if isinstance(one, logging.Logger) and one.level}
+
+
 def _reserve(endpoint: Endpoint) -> Endpoint:
     """The address with a port that is free. Raises `TransportError` where nobody could listen."""
     udp, tcp = bind_both(endpoint)
@@ -204,9 +210,8 @@ class Seat:
     async def _sit(self, plan: Plan, copy: Copy) -> None:
         """The life of one worker."""
         ours, theirs = socket.socketpair()
-        level = logging.getLogger().getEffectiveLevel()
         process = multiprocessing.get_context("spawn").Process(
-            target=run_worker, args=(plan, theirs, level), name=f"cachebus worker {self.number}", daemon=True
+            target=run_worker, args=(plan, theirs, log_levels()), name=f"cachebus worker {self.number}", daemon=True
         )
         self.failure = ""
         with theirs:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from cachebus import metrics
-from cachebus.shim.workers import ALIKE, GAUGES, Seat, total
+from cachebus.shim.workers import ALIKE, GAUGES, Seat, log_levels, total
 
 
 def test_counters_are_summed() -> None:
@@ -27,6 +29,14 @@ def test_what_goes_up_and_down_is_not_kept_of_a_worker_that_is_gone() -> None:
     seat.counters = {"queries": 5, **dict.fromkeys(GAUGES, 7)}
     seat._leave()
     assert (seat.counters, seat.before) == ({}, {"queries": 5})
+
+
+def test_a_worker_logs_what_the_node_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root, "level", logging.ERROR)
+    monkeypatch.setattr(logging.getLogger("quic"), "level", logging.WARNING)
+    levels = log_levels()
+    assert (levels[""], levels["quic"]) == (logging.ERROR, logging.WARNING)
+    assert "cachebus.shim.workers" not in levels  # it has no level of its own
 
 
 def test_gauges_are_gauges_in_the_metrics() -> None:
