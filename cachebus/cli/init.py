@@ -35,6 +35,11 @@ sinks:
   # Unbound: remote-control: control-enable: yes, control-interface: /run/unbound.ctl
   resolver: {{type: unbound, control: "unix:/run/unbound.ctl"}}
 
+# For a resolver that cannot be filled, cachebus's own DNS server in front of it, in place of `sinks`:
+# shim:
+#   listen: ["127.0.0.1:53"]
+#   upstreams: [{{address: "127.0.0.1:5335", validating: true}}]
+
 share:
   min_ttl: 30
 

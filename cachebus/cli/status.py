@@ -10,9 +10,13 @@ from typing import Any
 import click
 
 from cachebus.cli.common import json_option, print_json, socket_options, socket_path
+from cachebus.cli.lookup import moment
 
-ALWAYS = frozenset({"sent", "received", "accepted", "entries", "bytes", "frames", "filled", "up"})
+ALWAYS = frozenset({"sent", "received", "accepted", "entries", "bytes", "frames", "filled", "up", "queries", "workers"})
 """Shown while 0 too: that nothing came or went is what one looks for. Other zeros would only hide the rest."""
+
+MOMENTS = frozenset({"certificate_expires"})
+"""Numbers that are a time, in seconds of the epoch."""
 
 
 @click.command()
@@ -62,7 +66,7 @@ def _part(title: str, counters: Mapping[str, Any]) -> Iterator[str]:
 
 def _numbers(counters: Mapping[str, Any]) -> str:
     shown = [
-        f"{name.replace('_', ' ')} {value}"
+        f"{name.replace('_', ' ')} {moment(value) if name in MOMENTS else value}"
         for name, value in counters.items()
         if not isinstance(value, Mapping) and (value or name in ALWAYS)
     ]

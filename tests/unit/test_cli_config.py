@@ -191,6 +191,15 @@ def test_init_writes_what_check_accepts(tmp_path: Path, capsys: Captured) -> Non
     assert read_key_file(Path(made["key"])).secret == config.keys["home-key"].secret_bytes()
 
 
+def test_what_init_leaves_to_be_switched_on_is_right(tmp_path: Path) -> None:
+    assert main(["init", str(tmp_path), "--node", "ams-1"]) == 0
+    configuration = tmp_path / "cachebus.yaml"
+    text = configuration.read_text().replace("# shim:", "shim:")
+    configuration.write_text(text.replace("#   ", "  ").replace("# http:", "http:"))
+    assert main(["check", "-c", str(configuration)]) == 0
+    assert "\nshim:\n  listen:" in configuration.read_text()
+
+
 def test_init_uses_the_hosts_name(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "Über_Host.example.net")
     assert main(["init", str(tmp_path)]) == 0

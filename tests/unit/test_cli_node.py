@@ -31,6 +31,7 @@ STATUS = {
     "transports": {"lan": {"sent": 1, "refused": {}}},
     "sinks": {},
     "share": {"published": 4, "refused": {"denied": 2}},
+    "shim": {"queries": 0, "errors": 0, "certificate_expires": 1_800_000_000, "workers": 0},
 }
 
 
@@ -68,6 +69,7 @@ async def test_status(tmp_path: Path, capsys: Captured) -> None:
         "transport lan: sent 1",
         "share: published 4",
         "  refused: denied 2",
+        "shim: queries 0, certificate expires 2027-01-15T08:00:00Z, workers 0",
     ]
     assert await command(tmp_path, "status", "--json") == 0
     assert json.loads(capsys.readouterr().out) == STATUS
