@@ -171,12 +171,17 @@ class Shim:
         await self._local.load()
 
     async def __aenter__(self) -> Self:
-        if self._swilds is not None:
-            self._swilds.inherit(getattr(self._cache.observer, "__self__", None))
-        self._cache.observer = None if self._swilds is None else self._swilds.observe
-        stale = self._settings.caching.stale
-        self._cache.keep_expired = 0.0 if stale is None else float(stale.max_age)
-        await self._server.__aenter__()
+        cache, swilds, stale = self._cache, self._swilds, self._settings.caching.stale
+        before = cache.observer, cache.keep_expired
+        if swilds is not None:
+            swilds.inherit(getattr(cache.observer, "__self__", None))
+        cache.observer = None if swilds is None else swilds.observe
+        cache.keep_expired = 0.0 if stale is None else float(stale.max_age)
+        try:
+            await self._server.__aenter__()
+        except BaseException:
+            cache.observer, cache.keep_expired = before  # whoever goes back to the shim before goes on with it
+            raise
         self._discovery.announce(self._server.encrypted)
         return self
 
