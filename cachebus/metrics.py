@@ -26,7 +26,8 @@ GAUGES = frozenset(
     {
         "block_lines_skipped", "block_rules", "certificate_expires", "clock_offset", "connected", "connections",
         "failures_known", "finished", "flushes_waiting", "gaps", "held",
-        "in_flight", "interface_up", "local_names", "origins", "pending", "pending_bytes", "policy_differs", "protocol", "queue_bytes",
+        "in_flight", "interface_up", "local_names", "origins", "pending", "pending_bytes", "policy_differs",
+        "protocol", "queue_bytes",
         "queued", "queued_bytes", "receive_buffer_bytes", "receive_queue_bytes", "refill_queued", "refilling",
         "send_buffer_bytes", "serving", "subnet_known", "subscribers", "swild_owners", "tcp_open", "topics", "up",
         "workers",

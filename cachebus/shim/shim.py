@@ -14,7 +14,7 @@ from cachebus.flushes import Flush
 from cachebus.ports import Clock
 from cachebus.shim.access import AccessList
 from cachebus.shim.ddr import DiscoveryStage
-from cachebus.shim.failures import Failures, FailureStage, question_key
+from cachebus.shim.failures import Failures, FailureStage, Question
 from cachebus.shim.fast import FastPath
 from cachebus.shim.forward import Forwarder, Key
 from cachebus.shim.learn import Learned, Learner
@@ -71,12 +71,16 @@ class Shim:
         )
         self._cached = CacheStage(cache, refresh=self._refresh if settings.refresh else None)
         self._last_resort = CacheStage(cache, last_resort=True)
-        self._failing = FailureStage(self._failures, self._forwarder, self._last_resort)
+        told = self._subnets.of
+        self._failing = FailureStage(self._failures, self._forwarder, self._last_resort, subnet=told)
         self._stale: StaleStage | None = None
         if caching.stale is not None:
-            self._stale = StaleStage(caching.stale, cache, self._failures, self._failing, clock)
+            self._stale = StaleStage(caching.stale, cache, self._failures, self._failing, clock, subnet=told)
+        self._by_network: SubnetStage | None = None
+        if caching.subnet.send:
+            self._by_network = SubnetStage(self._subnets, self._stale or self._failing)
         self._swild = self._make_swild()
-        self._local = LocalStage(settings.local, LookupOrder(self._behind_local_data(), clock), clock)
+        self._local = LocalStage(settings.local, LookupOrder(self._behind_local_data(), clock))
         self._discovery = DiscoveryStage(settings.encrypted.ddr, settings.encrypted.https_path)
         self._fast = self._make_fast_path()
         self._tasks = Tasks()
@@ -95,20 +99,18 @@ class Shim:
 
     def _make_order(self) -> LookupOrder:
         """The lookup order (design: local data, cache, SWILD, forward, stale)."""
-        subnet = self._settings.caching.subnet.send
-        stages: list[Stage] = [self._local, self._discovery]
-        if subnet:
-            stages.append(SubnetStage(self._subnets, self._ask))
-        stages += self._behind_local_data()
-        return SubnetOrder(stages, self._clock) if subnet else LookupOrder(stages, self._clock)
+        stages: list[Stage] = [self._local, self._discovery, *self._behind_local_data()]
+        if self._by_network is None:
+            return LookupOrder(stages, self._clock)
+        return SubnetOrder(stages, self._clock, self._by_network)
 
     @property
     def _ask(self) -> Stage:
         return self._stale or self._failing
 
     def _behind_local_data(self) -> list[Stage]:
-        swild: list[Stage] = [] if self._swild is None else [self._swild]
-        return [self._cached, *swild, self._ask, self._last_resort]
+        stages = [self._by_network, self._cached, self._swild, self._ask, self._last_resort]
+        return [stage for stage in stages if stage is not None]
 
     def _make_fast_path(self) -> FastPath | None:
         """The short way of plain questions; None where something is switched on that looks at each of them."""
@@ -128,7 +130,7 @@ class Shim:
         return SwildStage(
             self._swilds,
             self._cache,
-            held=self._cached,
+            held=[stage for stage in (self._by_network, self._cached) if stage is not None],
             rest=LookupOrder([self._ask, self._last_resort], self._clock),
             clock=self._clock,
             validating=any(upstream.validating for upstream in self._settings.upstreams),
@@ -151,15 +153,17 @@ class Shim:
 
     def _refresh(self, query: Query) -> None:
         """Fetch again what is about to expire, unless that has just failed: each further client would try once more."""
-        question = question_key(query.qname, query.qtype, checking_disabled=False)
+        question = Question(query.qname, query.qtype, checking_disabled=False, subnet=self._subnets.of(query))
         if self._failures.errors(question, self._clock()) is None:
             self._forwarder.refresh(query)
 
     def _finished(self, key: Key, response: Response | None) -> None:
+        if key.generation != self._cache.generation:
+            return  # it was asked before a flush, which wants everything asked anew
         now = self._clock()
-        question = question_key(key.qname, key.qtype, checking_disabled=key.checking_disabled)
+        question = Question(key.qname, key.qtype, key.checking_disabled, key.subnet)
         self._failures.finished(question, response, now)
-        if key.subnet and key.generation == self._cache.generation:
+        if key.subnet:
             self._subnets.finished(key.qname, key.qtype, key.subnet, response, now)
 
     def flush(self, flush: Flush) -> int:
@@ -221,7 +225,7 @@ class Shim:
             "ttl_raised": self._learner.raised,
             **self._failing.statistics(),
             **({} if self._stale is None else self._stale.statistics()),
-            **(self._subnets.statistics() if self._settings.caching.subnet.send else {}),
+            **({} if self._by_network is None else self._by_network.statistics()),
             **self._server.statistics(),
         }
         if self._swild is not None:

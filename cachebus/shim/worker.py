@@ -77,9 +77,7 @@ async def _work(plan: Plan, pipe: socket.socket) -> None:
 
 def _listening(plan: Plan) -> ShimSettings:
     settings, told = plan.settings(), plan.encrypted
-    encrypted = replace(
-        settings.encrypted, tls=told[Channel.TLS], https=told[Channel.HTTPS], quic=told[Channel.QUIC]
-    )
+    encrypted = replace(settings.encrypted, tls=told[Channel.TLS], https=told[Channel.HTTPS], quic=told[Channel.QUIC])
     return replace(settings, listen=plan.listen, encrypted=encrypted)
 
 

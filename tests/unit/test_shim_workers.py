@@ -107,8 +107,8 @@ async def test_every_gauge_of_the_shim_is_known_as_one_to_the_workers(tmp_path: 
 
 def _encrypted(tmp_path: Path) -> Any:
     Authority(tmp_path)
-    text = "node: a\nshim:\n  listen: ['127.0.0.1:0']\n  listen_tls: ['127.0.0.1:0']\n  tls: {cert: cert.pem, key: key.pem}\n"
-    made = assembly.make_shim_settings(loads(text, directory=tmp_path))
+    listeners = "listen: ['127.0.0.1:0'], listen_tls: ['127.0.0.1:0'], tls: {cert: cert.pem, key: key.pem}"
+    made = assembly.make_shim_settings(loads(f"node: a\nshim: {{{listeners}}}\n", directory=tmp_path))
     assert made is not None
     return made.encrypted
 
