@@ -67,10 +67,19 @@ class LocalStage:
         if settings.records or settings.hosts or settings.lists:
             self._content = await asyncio.to_thread(read, settings)
 
+    @property
+    def special(self) -> tuple[bytes, ...]:
+        """Zones that mean nothing in the DNS, and are answered for here."""
+        return self._special
+
+    @property
+    def has_data(self) -> bool:
+        """Whether `claims` may be true of any name, now that everything is read."""
+        return self._content.any
+
     def claims(self, qname: bytes) -> bool:
-        """Whether this stage, and no other, answers for a name (lower-case wire form)."""
-        content = self._content
-        return qname.endswith(self._special) or (content.any and self._find(qname) is not None)
+        """Whether the records or a list answer for a name (lower-case wire form)."""
+        return self._find(qname) is not None
 
     def statistics(self) -> Mapping[str, int]:
         """Answers given, and what was read."""

@@ -12,8 +12,8 @@ from typing import Self
 from cachebus.cache import Cache
 from cachebus.flushes import Flush
 from cachebus.ports import Clock
+from cachebus.shim import ddr
 from cachebus.shim.access import AccessList
-from cachebus.shim.ddr import DiscoveryStage
 from cachebus.shim.failures import Failures, FailureStage, Question
 from cachebus.shim.fast import FastPath
 from cachebus.shim.forward import Forwarder, Key
@@ -81,7 +81,7 @@ class Shim:
             self._by_network = SubnetStage(self._subnets, self._stale or self._failing)
         self._swild = self._make_swild()
         self._local = LocalStage(settings.local, LookupOrder(self._behind_local_data(), clock))
-        self._discovery = DiscoveryStage(settings.encrypted.ddr, settings.encrypted.https_path)
+        self._discovery = ddr.DiscoveryStage(settings.encrypted.ddr, settings.encrypted.https_path)
         self._fast = self._make_fast_path()
         self._tasks = Tasks()
         self._service = Service(
@@ -119,10 +119,7 @@ class Shim:
         if front.rate_limit is not None or front.rotate or not front.minimal or settings.caching.subnet.send:
             return None
         serves = AccessList(settings.allow, front.deny).serves
-        return FastPath(self._cache, serves, refreshes=settings.refresh, claims=self._claims)
-
-    def _claims(self, qname: bytes) -> bool:
-        return self._local.claims(qname) or self._discovery.claims(qname)
+        return FastPath(self._cache, serves, refreshes=settings.refresh, reserved=(*self._local.special, ddr.ZONE))
 
     def _make_swild(self) -> SwildStage | None:
         if self._swilds is None:
@@ -173,6 +170,8 @@ class Shim:
     async def prepare(self) -> None:
         """Read what takes a while, so that nobody waits for it later. Raises `ConfigError` for a wrong file."""
         await self._local.load()
+        if self._fast is not None:
+            self._fast.claims = self._local.claims if self._local.has_data else None
 
     async def __aenter__(self) -> Self:
         cache, swilds, stale = self._cache, self._swilds, self._settings.caching.stale
