@@ -191,7 +191,7 @@ class Parts:
         """Read what takes a while, before what runs has to make room. Raises `CachebusError`."""
         if isinstance(self.shim, Shim):
             await self.shim.prepare()
-        else:
+        elif self.workers is not None:
             await asyncio.to_thread(read_local_data, self._workers_data)  # each worker reads it for itself
 
     def forget(self, flush: Flush) -> int:

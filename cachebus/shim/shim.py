@@ -67,6 +67,7 @@ class Shim:
             clock,
             generation=lambda: cache.generation,
             subnet=self._subnets.of,
+            tells=self._subnets.is_told_about,
             finished=self._finished,
         )
         self._cached = CacheStage(cache, refresh=self._refresh if settings.refresh else None)

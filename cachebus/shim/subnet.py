@@ -143,9 +143,7 @@ class Subnets:
         settings = self._settings
         if query.qtype not in _TAILORED or query.checking_disabled or not query.client:
             return b""
-        if not any(is_at_or_below(query.qname, zone) for zone in settings.zones):
-            return b""
-        if not settings.send:
+        if not settings.send or not self.is_told_about(query.qname):
             return b""
         client = ip_address(query.client.partition("%")[0])
         if settings.networks and not any(client in network for network in settings.networks):
@@ -162,6 +160,10 @@ class Subnets:
             return b""
         subnet = subnet.shortened(settings.ipv4 if subnet.family == 1 else settings.ipv6)
         return subnet._replace(scope=0).option()
+
+    def is_told_about(self, qname: bytes) -> bool:
+        """Whether a subnet may be told with a question for this name."""
+        return any(is_at_or_below(qname, zone) for zone in self._settings.zones)
 
     def knows(self, qname: bytes, qtype: int) -> bool:
         """Whether answers to this question are known to differ by network."""

@@ -70,7 +70,7 @@ DENIED = "127.9.9.9"
 
 
 class WholeShim:
-    """The short way and the long one as `Shim` puts them together, with all that is on beside the cache, on no socket."""
+    """The short way and the long one as `Shim` puts them together, with all that is on beside the cache; no socket."""
 
     def __init__(self, chance: random.Random, folder: Path) -> None:
         (folder / "list").write_text("ads.example\nexample\n@@||c.d.example^\n")

@@ -174,6 +174,26 @@ async def test_on_a_client_can_want_none_told_and_zones_and_networks_limit_it() 
         assert tailor.told == [""]
 
 
+async def test_on_a_name_outside_the_zones_is_told_no_subnet_though_a_chain_leads_there() -> None:
+    tailor = Tailor()
+    well = tailor.server._respond
+
+    def aliased(query: dns.message.Message, stream: bool) -> Reply:
+        reply = well(query, stream)
+        if str(query.question[0].name) != "www.example.":
+            return reply
+        response = dns.message.from_wire(reply)
+        response.answer = records("www.example. 300 IN CNAME www.other.")
+        return response.to_wire()
+
+    tailor.server._respond = aliased
+    async with tailor.shim(send=True, zones=(name_from_text("example."),)) as shim:
+        reply = await asks(shim, ecs("198.51.1.0", 24))
+        assert texts(reply.answer)[1:] == ["www.other. 300 IN A 192.0.2.0"]
+        assert subnets_of(reply) == ["ECS 198.51.1.0/24 scope/24"]
+        assert tailor.told == ["198.51.1.0/24", ""]
+
+
 async def test_on_a_malformed_option_is_a_malformed_query() -> None:
     tailor = Tailor()
     async with tailor.shim(send=True) as shim:
