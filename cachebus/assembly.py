@@ -43,7 +43,7 @@ from cachebus.shim.encrypted import DdrSettings, EncryptedSettings
 from cachebus.shim.front import FrontSettings
 from cachebus.shim.limits import RateLimit
 from cachebus.shim.local_settings import BlockList, LocalSettings
-from cachebus.shim.query import Ede
+from cachebus.shim.query import Channel, Ede
 from cachebus.shim.settings import LOOPBACK, Choice, ShimSettings, UpstreamSettings
 from cachebus.shim.swild_owners import Include, SwildSettings
 from cachebus.shim.tls import ServerCertificate
@@ -317,8 +317,11 @@ def make_swild_settings(section: Swild) -> SwildSettings:
     )
 
 
-def make_shim_settings(config: Config) -> ShimSettings | None:
-    """What the shim takes; None without a `shim` section."""
+def make_shim_settings(config: Config, cookies: CookieSettings | None = None) -> ShimSettings | None:
+    """What the shim takes; None without a `shim` section.
+
+    `cookies`: those whose seed goes on, so that a reload, and every worker, makes the cookies that clients have.
+    """
     shim = config.shim
     if shim is None:
         return None
@@ -337,7 +340,7 @@ def make_shim_settings(config: Config) -> ShimSettings | None:
         max_ttl=config.share.max_ttl,
         local=make_local_settings(shim),
         caching=make_caching(shim),
-        front=_make_front(config, shim),
+        front=_make_front(config, shim, cookies or CookieSettings()),
         max_connections_per_client=shim.max_connections_per_client,
         encrypted=make_encrypted_settings(shim),
         workers=shim.workers,
@@ -399,12 +402,12 @@ def make_caching(shim: Shim) -> CachingSettings:
     )
 
 
-def _make_front(config: Config, shim: ShimSection) -> FrontSettings:
+def _make_front(config: Config, shim: ShimSection, cookies: CookieSettings) -> FrontSettings:
     """What the shim's clients meet."""
     limit, chaos = shim.rate_limit, shim.chaos
     return FrontSettings(
         deny=shim.deny,
-        cookies=CookieSettings(secrets=shim.cookies.secrets) if shim.cookies.enabled else None,
+        cookies=replace(cookies, secrets=shim.cookies.secrets) if shim.cookies.enabled else None,
         padding=shim.padding,
         rate_limit=None
         if limit is None or not limit.enabled
@@ -450,16 +453,18 @@ def make_encrypted_settings(shim: ShimSection) -> EncryptedSettings:
 
 def make_worker_plan(config: Config, settings: ShimSettings) -> Plan:
     """What a worker process is told when it starts."""
+    encrypted = settings.encrypted
     return Plan(
         node=config.node,
-        settings=partial(_settings_again, config),
+        settings=partial(_settings_again, config, settings.front.cookies),
         listen=settings.listen,
+        encrypted={Channel.TLS: encrypted.tls, Channel.HTTPS: encrypted.https, Channel.QUIC: encrypted.quic},
         max_entries=config.cache.max_entries,
         max_bytes=config.cache.max_bytes,
     )
 
 
-def _settings_again(config: Config) -> ShimSettings:
-    settings = make_shim_settings(config)
+def _settings_again(config: Config, cookies: CookieSettings | None) -> ShimSettings:
+    settings = make_shim_settings(config, cookies)
     assert settings is not None
     return settings

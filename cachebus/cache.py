@@ -140,7 +140,7 @@ class Cache:
         outcomes: list[Refusal | None] = []
         now_ms: i64 = int(now * 1000)
         seed, shards, mask, marks = self._seed, self._shards, self._mask, self._alias_marks
-        wary_of_all, all_before = self._negatives or bool(self._flushes.names), self._flushes.all_before
+        wary_of_all, last_flush = self._negatives, self._flushes.newest
         known: dict[tuple[str, str, str], list[Came | None]] = {}
         levels: list[Came | None] = []
         told: Answer | None = None
@@ -159,7 +159,7 @@ class Cache:
                 came = levels[level] = self._came(answer, now_ms, own_use=own_use)
             if came.learned != answer[5]:
                 came.learn(answer[5])
-            wary = wary_of_all or came.learned_ms <= all_before
+            wary = wary_of_all or came.learned_ms <= last_flush
             refusal: Refusal | None = None
             before = stored
             for rrset in answer[2]:

@@ -47,16 +47,19 @@ class Flush(NamedTuple):
 class Flushes:
     """When which name was flushed last. Times are milliseconds since the epoch."""
 
-    __slots__ = ("all_before", "names")
+    __slots__ = ("all_before", "names", "newest")
 
     def __init__(self) -> None:
         self.all_before = 0
         """Everything learned at or before it was flushed."""
+        self.newest = 0
+        """When the last flush was: what was learned later has never been flushed, and needs no look at the names."""
         self.names: dict[bytes, tuple[int, bool]] = {}
         """Name to the time of its flush, and whether it was one of everything below the name as well."""
 
     def note(self, flush: Flush, now_ms: int) -> None:
         """Something was flushed. Of a name, that means all types here: what comes late is then learned anew."""
+        self.newest = max(self.newest, now_ms)
         if flush.is_all:
             self._note_all(now_ms)
             return
@@ -70,13 +73,14 @@ class Flushes:
 
     def cover(self, owner: bytes, learned_ms: int) -> bool:
         """Whether what was learned of `owner` at that time has been flushed since."""
+        if learned_ms > self.newest:
+            return False
         if learned_ms <= self.all_before:
             return True
-        if self.names:
-            for name in ancestors(owner):
-                flush = self.names.get(name)
-                if flush is not None and learned_ms <= flush[0] and (flush[1] or name == owner):
-                    return True
+        for name in ancestors(owner) if self.names else ():
+            flush = self.names.get(name)
+            if flush is not None and learned_ms <= flush[0] and (flush[1] or name == owner):
+                return True
         return False
 
     def _make_room(self, now_ms: int) -> None:

@@ -33,6 +33,9 @@ from cachebus.metrics import render
 from cachebus.outlet import Outlet
 from cachebus.ports import Clock, Codec, Sink, Transport, Verdict
 from cachebus.publisher import Publisher
+from cachebus.shim.cookies import CookieSettings
+from cachebus.shim.local import read as read_local_data
+from cachebus.shim.local_settings import LocalSettings
 from cachebus.shim.shim import Shim
 from cachebus.shim.workers import Workers
 from cachebus.snapshot.service import Snapshots
@@ -68,6 +71,7 @@ class Parts:
         self.intakes: dict[str, assembly.Intake] = {}
         self.shim: Shim | Workers | None = None
         self.workers: Workers | None = None
+        self._workers_data = LocalSettings()
         self.policy = assembly.make_policy(config.share)
         owner = assembly.make_owner(config)
         self._make_sinks()
@@ -110,12 +114,14 @@ class Parts:
 
     def _make_shim(self) -> None:
         """In this process, or in several that are fed as sinks are."""
-        settings, cache, clock = assembly.make_shim_settings(self._config), self._keep.cache, self._clock
+        keep, clock = self._keep, self._clock
+        cache, settings = keep.cache, assembly.make_shim_settings(self._config, keep.cookies)
         if settings is None:
             return
         if settings.workers == 1:
             self.shim = Shim(settings, cache, self.publish, clock)
             return
+        self._workers_data = settings.local
         self.shim = self.workers = Workers(
             assembly.make_worker_plan(self._config, settings),
             settings.workers,
@@ -185,6 +191,8 @@ class Parts:
         """Read what takes a while, before what runs has to make room. Raises `CachebusError`."""
         if isinstance(self.shim, Shim):
             await self.shim.prepare()
+        elif self.workers is not None:
+            await asyncio.to_thread(read_local_data, self._workers_data)  # each worker reads it for itself
 
     def forget(self, flush: Flush) -> int:
         """Let go of what was flushed and is on its way out, or kept beside the cache; gives the number of things."""
@@ -203,6 +211,8 @@ class Parts:
             for intake in self.intakes.values():
                 await stack.enter_async_context(intake.source)
             self._stack = stack.pop_all()
+        if not isinstance(self.shim, Shim):  # what an earlier one has set has nobody to serve any more
+            self._keep.cache.observer, self._keep.cache.keep_expired = None, 0.0
         self._keep.codecs = self.codecs
         self._keep.noise = self.noise
         self._keep.judges = {name: intake.judge for name, intake in self.intakes.items()}
@@ -255,6 +265,8 @@ class Kept:
         """What the previous run had seen."""
         self.judges: Mapping[str, assembly.Judge] = {}
         self.noise: Noise | None = None
+        self.cookies = CookieSettings()
+        """With the seed of the server cookies that the shim's clients have."""
         self._refilled = float("-inf")
 
     def refill(self, now: float) -> Iterator[list[Answer]]:

@@ -59,10 +59,6 @@ class DiscoveryStage:
             NOERROR, (RRset(DISCOVERY, rrtypes.SVCB, TTL, pack(rrtypes.SVCB, TTL, rdatas), b""),)
         )
 
-    def claims(self, qname: bytes) -> bool:
-        """Whether a name (lower-case wire form) is answered here."""
-        return is_at_or_below(qname, ZONE)
-
     def answer(self, query: Query, now: float) -> Response | None:
         """The answer when the name is ours."""
         if not is_at_or_below(query.qname, ZONE) or (query.qtype == rrtypes.DS and query.qname == ZONE):

@@ -7,7 +7,7 @@ never who asked them.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from cachebus.flushes import Flush
@@ -33,9 +33,20 @@ class _Failure(NamedTuple):
     errors: tuple[tuple[int, str], ...]
 
 
-def question_key(qname: bytes, qtype: int, *, checking_disabled: bool) -> bytes:
-    """One question: CD=1 is another one, for it asks for less (RFC 9520 section 3.2, RFC 4035 section 4.7)."""
-    return qname + qtype.to_bytes(2, "big") + (b"\1" if checking_disabled else b"\0")
+class Question(NamedTuple):
+    """What failed: one question as it was put to upstreams."""
+
+    qname: bytes
+    """Lower-case wire form."""
+    qtype: int
+    checking_disabled: bool
+    """Another question, for it asks for less (RFC 9520 section 3.2, RFC 4035 section 4.7)."""
+    subnet: bytes = b""
+    """The client subnet option that was told: a client that sends one which fails must not make it fail for others."""
+
+
+def _no_subnet(query: Query) -> bytes:
+    return b""
 
 
 class Failures:
@@ -43,10 +54,10 @@ class Failures:
 
     def __init__(self, settings: FailureSettings) -> None:
         self._settings = settings
-        self._failures: OrderedDict[bytes, _Failure] = OrderedDict()
+        self._failures: OrderedDict[Question, _Failure] = OrderedDict()
         self.noted = 0
 
-    def finished(self, question: bytes, response: Response | None, now: float) -> None:
+    def finished(self, question: Question, response: Response | None, now: float) -> None:
         """Take note of how a look-up ended; None is that nobody answered."""
         if response is not None and response.rcode != SERVFAIL:
             self._failures.pop(question, None)
@@ -63,19 +74,19 @@ class Failures:
         if len(self._failures) > MAX_FAILURES:
             self._failures.popitem(last=False)
 
-    def errors(self, question: bytes, now: float) -> tuple[tuple[int, str], ...] | None:
+    def errors(self, question: Question, now: float) -> tuple[tuple[int, str], ...] | None:
         """Why a question failed, while that stands; else None."""
         known = self._failures.get(question)
         return known.errors if known is not None and known.since <= now < known.until else None
 
-    def is_recent(self, question: bytes, now: float) -> bool:
+    def is_recent(self, question: Question, now: float) -> bool:
         """Whether it failed in the last `RECHECK` seconds."""
         known = self._failures.get(question)
         return known is not None and known.since <= now < known.since + RECHECK
 
     def forget(self, flush: Flush) -> int:
         """Let what was flushed be asked for again; gives the number of failures forgotten."""
-        gone = [question for question in self._failures if flush.covers(question[:-3])]
+        gone = [question for question in self._failures if flush.covers(question.qname)]
         for question in gone:
             del self._failures[question]
         return len(gone)
@@ -87,9 +98,15 @@ class Failures:
 class FailureStage:
     """Answers what failed a moment ago with SERVFAIL and EDE 13, and leaves everything else to the stage behind it."""
 
-    def __init__(self, failures: Failures, inner: Stage, last_resort: Stage) -> None:
-        """`last_resort` is asked before SERVFAIL is given, as it is after a look-up that nobody answered."""
+    def __init__(
+        self, failures: Failures, inner: Stage, last_resort: Stage, *, subnet: Callable[[Query], bytes] = _no_subnet
+    ) -> None:
+        """`last_resort` is asked before SERVFAIL is given, as it is after a look-up that nobody answered.
+
+        `subnet`: what upstreams are told of the client of a query.
+        """
         self._failures = failures
+        self._subnet = subnet
         self._inner = inner
         self._last_resort = last_resort
         self.answered = 0
@@ -97,8 +114,8 @@ class FailureStage:
     def answer(self, query: Query, now: float) -> Found:
         """SERVFAIL while a failure stands, or what the inner stage gives. Without RD nothing would be asked anyway."""
         if len(self._failures) and query.recursion_desired:
-            key = question_key(query.qname, query.qtype, checking_disabled=query.checking_disabled)
-            errors = self._failures.errors(key, now)
+            question = Question(query.qname, query.qtype, query.checking_disabled, self._subnet(query))
+            errors = self._failures.errors(question, now)
             if errors is not None:
                 self.answered += 1
                 instead = self._last_resort.answer(query, now) if errors is _NO_ANSWER else None

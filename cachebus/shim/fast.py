@@ -65,18 +65,22 @@ class FastPath:
         serves: Callable[[bytes], bool],
         *,
         refreshes: bool,
+        reserved: tuple[bytes, ...] = (),
         claims: Callable[[bytes], bool] | None = None,
     ) -> None:
         """`serves`: whether the client with this address, in network byte order, is served.
 
         `refreshes`: entries near their end are fetched again when they are asked for, which is not done here.
 
-        `claims`: whether a name (lower-case wire form) is answered by a stage before the cache, whatever that holds.
+        `reserved`: zones (lower-case wire form) for which a stage before the cache answers; `claims`: whether one does
+        for a name. Every question costs what looking costs.
         """
         self._cache = cache
         self._serves = serves
         self._refreshes = refreshes
-        self._claims = claims
+        self._reserved = reserved
+        self.claims = claims
+        """May be set later, by who has something to claim."""
         self.answered = 0
         """Questions answered here."""
 
@@ -107,7 +111,7 @@ class FastPath:
         records, count, authentic = found
         if end + len(records) + len(opt) > limit:
             return None
-        if self._claims is not None and self._claims(name):
+        if name.endswith(self._reserved) or (self.claims is not None and self.claims(name)):
             return None
         self.answered += 1
         self._cache.hits += 1

@@ -73,9 +73,11 @@ class Forwarder:
         *,
         generation: Callable[[], int] = lambda: 0,
         subnet: Callable[[Query], bytes] = lambda query: b"",
+        tells: Callable[[bytes], bool] = lambda qname: True,
         finished: Callable[[Key, Response | None], None] = lambda key, response: None,
     ) -> None:
-        """`generation`: that of the cache; `subnet`: what upstreams are told of the client of a query.
+        """`generation`: that of the cache; `subnet`: what upstreams are told of the client of a query; `tells`: whether
+        they are told so with a question for this name, to which its chain leads.
 
         `finished` is called at the end of each look-up, with what it gave; it must not raise.
         """
@@ -85,6 +87,7 @@ class Forwarder:
         self._clock = clock
         self._generation = generation
         self._subnet = subnet
+        self._tells = tells
         self._finished = finished
         self._under_way: dict[Key, asyncio.Task[Response | None]] = {}
         self._planned = 0
@@ -156,7 +159,8 @@ class Forwarder:
         scope = 0
         for _ in range(MAX_CNAMES):
             asked = self._clock()
-            reply = await self._ask(key._replace(qname=name), deadline)
+            told = key.subnet if not key.subnet or self._tells(name) else b""
+            reply = await self._ask(key._replace(qname=name, subnet=told), deadline)
             if reply is None or reply.quality is not Quality.GOOD:
                 self.failures += 1
                 return None if reply is None else _failure(reply)
@@ -164,7 +168,7 @@ class Forwarder:
             if isinstance(found, Refusal):
                 self.failures += 1
                 return Response(SERVFAIL, errors=((Ede.OTHER, f"the upstream's answer: {found.value}"),))
-            meant_for = reply_scope(reply.message, key.subnet)
+            meant_for = reply_scope(reply.message, told)
             if meant_for is None:
                 self.failures += 1
                 return Response(SERVFAIL, errors=((Ede.OTHER, "the upstream's answer is for another network"),))

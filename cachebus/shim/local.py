@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
+from typing import Any
 
 from cachebus.answer import RRset
 from cachebus.cache import MAX_CHAIN
@@ -21,6 +22,7 @@ from cachebus.shim.lookup import Found, LookupOrder
 from cachebus.shim.query import Ede, Query, Response
 from cachebus.wire import rrtypes
 from cachebus.wire.message import NOERROR, NXDOMAIN, REFUSED, SERVFAIL, cname_target, pack
+from cachebus.wire.name import is_at_or_below
 
 _LOCALHOST = b"\x09localhost\0"
 _SPECIAL = (_LOCALHOST, b"\x07invalid\0", b"\x05onion\0")
@@ -28,6 +30,8 @@ _SPECIAL = (_LOCALHOST, b"\x07invalid\0", b"\x05onion\0")
 _SOA_NAMES = _LOCALHOST + b"\x06nobody\x07invalid\0"
 _ADDRESSES = {rrtypes.A: bytes(4), rrtypes.AAAA: bytes(16)}
 _LOOPBACK = {rrtypes.A: bytes((127, 0, 0, 1)), rrtypes.AAAA: bytes(15) + b"\1"}
+
+_Errors = tuple[tuple[int, str], ...]
 
 _log = logging.getLogger(__name__)
 
@@ -49,10 +53,9 @@ class _Content:
 class LocalStage:
     """The first stage. `rest` is what a CNAME that leads out of the local data is asked of."""
 
-    def __init__(self, settings: LocalSettings, rest: LookupOrder, clock: Callable[[], float]) -> None:
+    def __init__(self, settings: LocalSettings, rest: LookupOrder) -> None:
         self._settings = settings
         self._rest = rest
-        self._clock = clock
         self._content = _Content()
         self._special = _SPECIAL if settings.special_names else ()
         self.answered = 0
@@ -64,10 +67,19 @@ class LocalStage:
         if settings.records or settings.hosts or settings.lists:
             self._content = await asyncio.to_thread(read, settings)
 
+    @property
+    def special(self) -> tuple[bytes, ...]:
+        """Zones that mean nothing in the DNS, and are answered for here."""
+        return self._special
+
+    @property
+    def has_data(self) -> bool:
+        """Whether `claims` may be true of any name, now that everything is read."""
+        return self._content.any
+
     def claims(self, qname: bytes) -> bool:
-        """Whether this stage, and no other, answers for a name (lower-case wire form)."""
-        content = self._content
-        return qname.endswith(self._special) or (content.any and self._find(qname) is not None)
+        """Whether the records or a list answer for a name (lower-case wire form)."""
+        return self._find(qname) is not None
 
     def statistics(self) -> Mapping[str, int]:
         """Answers given, and what was read."""
@@ -81,20 +93,19 @@ class LocalStage:
 
     def answer(self, query: Query, now: float) -> Found:
         """See `Stage`."""
-        qname = query.qname
-        if self._special and qname.endswith(self._special) and (found := self._answer_special(query)) is not None:
+        if query.qname.endswith(self._special) and (found := self._answer_special(query)) is not None:
             self.answered += 1
             return found
         if not self._content.any:
             return None
-        rule = self._find(qname)
+        rule = self._find(query.qname)
         if rule is None:
             return None
         if rule.action is not None or rule.source:
             self.blocked += 1
         else:
             self.answered += 1
-        return self._apply(rule, query)
+        return self._apply(rule, query, now)
 
     def _find(self, qname: bytes) -> Rule | None:
         content = self._content
@@ -104,6 +115,8 @@ class LocalStage:
         return rule
 
     def _answer_special(self, query: Query) -> Response | None:
+        if not any(is_at_or_below(query.qname, special) for special in self._special):
+            return None
         if self._content.any and self._content.records.find(query.qname) is not None:
             return None
         if not query.qname.endswith(_LOCALHOST):
@@ -111,11 +124,12 @@ class LocalStage:
         data = _LOOPBACK.get(query.qtype)
         return _addresses(query, data, DEFAULT_TTL) if data else negative(query.qname, NOERROR, DEFAULT_TTL)
 
-    def _apply(self, rule: Rule, query: Query) -> Found:
+    def _apply(self, rule: Rule, query: Query, now: float) -> Found:
         errors = ((rule.error, ""),) if rule.source else ()
         match rule.action:
             case None:
-                return self._records(rule, query, errors)
+                found = _records(rule, query, errors)
+                return found if isinstance(found, Response) else self._follow(query, found, errors, now)
             case Action.NXDOMAIN:
                 return negative(query.qname, NXDOMAIN, rule.ttl, errors)
             case Action.REFUSED:
@@ -125,19 +139,7 @@ class LocalStage:
             case _:
                 return negative(query.qname, NOERROR, rule.ttl, errors)
 
-    def _records(self, rule: Rule, query: Query, errors: tuple[tuple[int, str], ...]) -> Found:
-        by_type = {rrset.type: rrset._replace(owner=query.qname) for rrset in rule.records}
-        if query.qtype == rrtypes.ANY:  # one of them is an answer (RFC 8482 section 4.1)
-            return Response(NOERROR, (next(iter(by_type.values())),), errors=errors)
-        found = by_type.get(query.qtype)
-        if found is not None:
-            return Response(NOERROR, (found,), errors=errors)
-        alias = by_type.get(rrtypes.CNAME)
-        if alias is None:
-            return negative(query.qname, NOERROR, rule.ttl, errors)
-        return partial(self._follow, query, alias, errors)
-
-    async def _follow(self, query: Query, alias: RRset, errors: tuple[tuple[int, str], ...]) -> Response:
+    def _follow(self, query: Query, alias: RRset, errors: _Errors, now: float) -> Found:
         """The alias and what it leads to: local data as long as there is some, then what everybody else says."""
         chain = [alias]
         while len(chain) <= MAX_CHAIN:
@@ -145,14 +147,38 @@ class LocalStage:
             asked = query._replace(qname=target, question=target + query.question[-4:])
             rule = self._content.records.find(target)
             if rule is None:
-                outcome = self._rest.answer(asked, self._clock())
-                rest = outcome if isinstance(outcome, Response) else await outcome()
-                return rest._replace(answer=(*chain, *rest.answer), authentic=False, errors=errors + rest.errors)
-            found = self._records(rule, asked, errors)
+                rest = self._answer_special(asked) or self._rest.answer(asked, now)
+                if isinstance(rest, Response):
+                    return _joined(chain, rest, errors)
+                return partial(_wait, rest, chain, errors)
+            found = _records(rule, asked, ())
             if isinstance(found, Response):
-                return found._replace(answer=(*chain, *found.answer))
-            chain += [rrset._replace(owner=target) for rrset in rule.records if rrset.type == rrtypes.CNAME]
+                return _joined(chain, found, errors)
+            chain.append(found)
         return Response(SERVFAIL, errors=((Ede.OTHER, "the local CNAMEs loop or are too many"),))
+
+
+def _records(rule: Rule, query: Query, errors: _Errors) -> Response | RRset:
+    """What the records of a name say; only an alias: where it leads to is to be asked."""
+    by_type = {rrset.type: rrset._replace(owner=query.qname) for rrset in rule.records}
+    if query.qtype == rrtypes.ANY:  # one of them is an answer (RFC 8482 section 4.1)
+        return Response(NOERROR, (next(iter(by_type.values())),), errors=errors)
+    found = by_type.get(query.qtype)
+    if found is not None:
+        return Response(NOERROR, (found,), errors=errors)
+    return by_type.get(rrtypes.CNAME) or negative(query.qname, NOERROR, rule.ttl, errors)
+
+
+async def _wait(rest: Callable[[], Coroutine[Any, Any, Response]], chain: list[RRset], errors: _Errors) -> Response:
+    return _joined(chain, await rest(), errors)
+
+
+def _joined(chain: list[RRset], rest: Response, errors: _Errors) -> Response:
+    """The aliases and what their end is. Where nobody may be asked for that (RD=0), they are what is known."""
+    if rest.rcode == REFUSED:
+        return Response(NOERROR, tuple(chain), errors=errors)
+    answer = (*chain, *rest.answer) if rest.rcode in (NOERROR, NXDOMAIN) else ()
+    return rest._replace(answer=answer, authentic=False, errors=errors + rest.errors)
 
 
 def read(settings: LocalSettings) -> _Content:

@@ -12,9 +12,9 @@ from typing import Self
 from cachebus.cache import Cache
 from cachebus.flushes import Flush
 from cachebus.ports import Clock
+from cachebus.shim import ddr
 from cachebus.shim.access import AccessList
-from cachebus.shim.ddr import DiscoveryStage
-from cachebus.shim.failures import Failures, FailureStage, question_key
+from cachebus.shim.failures import Failures, FailureStage, Question
 from cachebus.shim.fast import FastPath
 from cachebus.shim.forward import Forwarder, Key
 from cachebus.shim.learn import Learned, Learner
@@ -67,17 +67,22 @@ class Shim:
             clock,
             generation=lambda: cache.generation,
             subnet=self._subnets.of,
+            tells=self._subnets.is_told_about,
             finished=self._finished,
         )
         self._cached = CacheStage(cache, refresh=self._refresh if settings.refresh else None)
         self._last_resort = CacheStage(cache, last_resort=True)
-        self._failing = FailureStage(self._failures, self._forwarder, self._last_resort)
+        told = self._subnets.of
+        self._failing = FailureStage(self._failures, self._forwarder, self._last_resort, subnet=told)
         self._stale: StaleStage | None = None
         if caching.stale is not None:
-            self._stale = StaleStage(caching.stale, cache, self._failures, self._failing, clock)
+            self._stale = StaleStage(caching.stale, cache, self._failures, self._failing, clock, subnet=told)
+        self._by_network: SubnetStage | None = None
+        if caching.subnet.send:
+            self._by_network = SubnetStage(self._subnets, self._stale or self._failing)
         self._swild = self._make_swild()
-        self._local = LocalStage(settings.local, LookupOrder(self._behind_local_data(), clock), clock)
-        self._discovery = DiscoveryStage(settings.encrypted.ddr, settings.encrypted.https_path)
+        self._local = LocalStage(settings.local, LookupOrder(self._behind_local_data(), clock))
+        self._discovery = ddr.DiscoveryStage(settings.encrypted.ddr, settings.encrypted.https_path)
         self._fast = self._make_fast_path()
         self._tasks = Tasks()
         self._service = Service(
@@ -95,20 +100,18 @@ class Shim:
 
     def _make_order(self) -> LookupOrder:
         """The lookup order (design: local data, cache, SWILD, forward, stale)."""
-        subnet = self._settings.caching.subnet.send
-        stages: list[Stage] = [self._local, self._discovery]
-        if subnet:
-            stages.append(SubnetStage(self._subnets, self._ask))
-        stages += self._behind_local_data()
-        return SubnetOrder(stages, self._clock) if subnet else LookupOrder(stages, self._clock)
+        stages: list[Stage] = [self._local, self._discovery, *self._behind_local_data()]
+        if self._by_network is None:
+            return LookupOrder(stages, self._clock)
+        return SubnetOrder(stages, self._clock, self._by_network)
 
     @property
     def _ask(self) -> Stage:
         return self._stale or self._failing
 
     def _behind_local_data(self) -> list[Stage]:
-        swild: list[Stage] = [] if self._swild is None else [self._swild]
-        return [self._cached, *swild, self._ask, self._last_resort]
+        stages = [self._by_network, self._cached, self._swild, self._ask, self._last_resort]
+        return [stage for stage in stages if stage is not None]
 
     def _make_fast_path(self) -> FastPath | None:
         """The short way of plain questions; None where something is switched on that looks at each of them."""
@@ -117,10 +120,7 @@ class Shim:
         if front.rate_limit is not None or front.rotate or not front.minimal or settings.caching.subnet.send:
             return None
         serves = AccessList(settings.allow, front.deny).serves
-        return FastPath(self._cache, serves, refreshes=settings.refresh, claims=self._claims)
-
-    def _claims(self, qname: bytes) -> bool:
-        return self._local.claims(qname) or self._discovery.claims(qname)
+        return FastPath(self._cache, serves, refreshes=settings.refresh, reserved=(*self._local.special, ddr.ZONE))
 
     def _make_swild(self) -> SwildStage | None:
         if self._swilds is None:
@@ -128,7 +128,7 @@ class Shim:
         return SwildStage(
             self._swilds,
             self._cache,
-            held=self._cached,
+            held=[stage for stage in (self._by_network, self._cached) if stage is not None],
             rest=LookupOrder([self._ask, self._last_resort], self._clock),
             clock=self._clock,
             validating=any(upstream.validating for upstream in self._settings.upstreams),
@@ -151,15 +151,17 @@ class Shim:
 
     def _refresh(self, query: Query) -> None:
         """Fetch again what is about to expire, unless that has just failed: each further client would try once more."""
-        question = question_key(query.qname, query.qtype, checking_disabled=False)
+        question = Question(query.qname, query.qtype, checking_disabled=False, subnet=self._subnets.of(query))
         if self._failures.errors(question, self._clock()) is None:
             self._forwarder.refresh(query)
 
     def _finished(self, key: Key, response: Response | None) -> None:
+        if key.generation != self._cache.generation:
+            return  # it was asked before a flush, which wants everything asked anew
         now = self._clock()
-        question = question_key(key.qname, key.qtype, checking_disabled=key.checking_disabled)
+        question = Question(key.qname, key.qtype, key.checking_disabled, key.subnet)
         self._failures.finished(question, response, now)
-        if key.subnet and key.generation == self._cache.generation:
+        if key.subnet:
             self._subnets.finished(key.qname, key.qtype, key.subnet, response, now)
 
     def flush(self, flush: Flush) -> int:
@@ -169,14 +171,21 @@ class Shim:
     async def prepare(self) -> None:
         """Read what takes a while, so that nobody waits for it later. Raises `ConfigError` for a wrong file."""
         await self._local.load()
+        if self._fast is not None:
+            self._fast.claims = self._local.claims if self._local.has_data else None
 
     async def __aenter__(self) -> Self:
-        if self._swilds is not None:
-            self._swilds.inherit(getattr(self._cache.observer, "__self__", None))
-        self._cache.observer = None if self._swilds is None else self._swilds.observe
-        stale = self._settings.caching.stale
-        self._cache.keep_expired = 0.0 if stale is None else float(stale.max_age)
-        await self._server.__aenter__()
+        cache, swilds, stale = self._cache, self._swilds, self._settings.caching.stale
+        before = cache.observer, cache.keep_expired
+        if swilds is not None:
+            swilds.inherit(getattr(cache.observer, "__self__", None))
+        cache.observer = None if swilds is None else swilds.observe
+        cache.keep_expired = 0.0 if stale is None else float(stale.max_age)
+        try:
+            await self._server.__aenter__()
+        except BaseException:
+            cache.observer, cache.keep_expired = before  # whoever goes back to the shim before goes on with it
+            raise
         self._discovery.announce(self._server.encrypted)
         return self
 
@@ -216,7 +225,7 @@ class Shim:
             "ttl_raised": self._learner.raised,
             **self._failing.statistics(),
             **({} if self._stale is None else self._stale.statistics()),
-            **(self._subnets.statistics() if self._settings.caching.subnet.send else {}),
+            **({} if self._by_network is None else self._by_network.statistics()),
             **self._server.statistics(),
         }
         if self._swild is not None:

@@ -7,14 +7,14 @@ gone for everybody else: it is in no copy, no refill and on no transport, and is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from cachebus.cache import MAX_CHAIN, Cache
 from cachebus.entry import Cached, Lookup
 from cachebus.ports import Clock
 from cachebus.shim.caching import StaleSettings
-from cachebus.shim.failures import Failures, question_key
+from cachebus.shim.failures import Failures, Question
 from cachebus.shim.lookup import NOT_AN_RRSET, Found, Later, Stage, suits
 from cachebus.shim.query import Ede, Query, Response
 from cachebus.wire import rrtypes
@@ -28,8 +28,19 @@ BOGUS = frozenset({1, 2, 5, 6, 7, 8, 9, 10, 11, 12})
 class StaleStage:
     """Stands before the stages that ask upstreams, and answers for them when they fail or take too long."""
 
-    def __init__(self, settings: StaleSettings, cache: Cache, failures: Failures, inner: Stage, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: StaleSettings,
+        cache: Cache,
+        failures: Failures,
+        inner: Stage,
+        clock: Clock,
+        *,
+        subnet: Callable[[Query], bytes] = lambda query: b"",
+    ) -> None:
+        """`subnet`: what upstreams are told of the client of a query."""
         self._settings = settings
+        self._subnet = subnet
         self._cache = cache
         self._failures = failures
         self._inner = inner
@@ -41,9 +52,9 @@ class StaleStage:
         """What the inner stage gives, unless it failed for this question less than half a minute ago."""
         if not query.recursion_desired or query.qtype in NOT_AN_RRSET:
             return self._inner.answer(query, now)
-        key = question_key(query.qname, query.qtype, checking_disabled=query.checking_disabled)
-        if self._failures.is_recent(key, now):
-            stale = self._stale(query, now, self._failures.errors(key, now) or ())
+        question = Question(query.qname, query.qtype, query.checking_disabled, self._subnet(query))
+        if self._failures.is_recent(question, now):
+            stale = self._stale(query, now, self._failures.errors(question, now) or ())
             if stale is not None:
                 return stale
         found = self._inner.answer(query, now)

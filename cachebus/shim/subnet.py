@@ -143,9 +143,7 @@ class Subnets:
         settings = self._settings
         if query.qtype not in _TAILORED or query.checking_disabled or not query.client:
             return b""
-        if not any(is_at_or_below(query.qname, zone) for zone in settings.zones):
-            return b""
-        if not settings.send:
+        if not settings.send or not self.is_told_about(query.qname):
             return b""
         client = ip_address(query.client.partition("%")[0])
         if settings.networks and not any(client in network for network in settings.networks):
@@ -162,6 +160,10 @@ class Subnets:
             return b""
         subnet = subnet.shortened(settings.ipv4 if subnet.family == 1 else settings.ipv6)
         return subnet._replace(scope=0).option()
+
+    def is_told_about(self, qname: bytes) -> bool:
+        """Whether a subnet may be told with a question for this name."""
+        return any(is_at_or_below(qname, zone) for zone in self._settings.zones)
 
     def knows(self, qname: bytes, qtype: int) -> bool:
         """Whether answers to this question are known to differ by network."""
@@ -252,6 +254,8 @@ class SubnetStage:
         self._subnets = subnets
         self._forward = forward
         self.hits = 0
+        self.malformed = 0
+        """Questions with a client subnet option that cannot be."""
 
     def answer(self, query: Query, now: float) -> Found:
         """What is kept for the client's network, or the way to the upstreams; None for what is not known to differ."""
@@ -266,20 +270,25 @@ class SubnetStage:
         self.hits += 1
         return kept
 
+    def statistics(self) -> Mapping[str, int]:
+        """Counters, and how many answers are kept for networks."""
+        return {"subnet_hits": self.hits, "subnet_malformed": self.malformed, **self._subnets.statistics()}
+
 
 class SubnetOrder(LookupOrder):
     """A lookup order that reads clients' subnet options and says in the reply for whom it is (RFC 7871 section 7.2)."""
 
-    def __init__(self, stages: Sequence[Stage], clock: Clock) -> None:
+    def __init__(self, stages: Sequence[Stage], clock: Clock, by_network: SubnetStage) -> None:
+        """`by_network`: the one of the stages that counts what is malformed."""
         super().__init__(stages, clock)
-        self.malformed = 0
+        self._by_network = by_network
 
     def answer(self, query: Query, now: float) -> Outcome:
         """The response, or what to call and wait for; FORMERR for an option that cannot be."""
         try:
             subnet = None if query.edns is None else find_subnet(query.edns.options)
         except MalformedSubnetError:
-            self.malformed += 1
+            self._by_network.malformed += 1
             return Response(FORMERR)
         outcome = super().answer(query, now)
         if subnet is None:

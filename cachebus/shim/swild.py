@@ -6,6 +6,7 @@ finds for its target. Refuses to know where that comes from, and which SWILDs ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from functools import partial
 from zlib import crc32
@@ -58,16 +59,16 @@ class SwildStage:
     """Stands behind the stages that answer from what is held, before those that ask."""
 
     def __init__(
-        self, swilds: Swilds, cache: Cache, *, held: Stage, rest: Stage, clock: Clock, validating: bool
+        self, swilds: Swilds, cache: Cache, *, held: Sequence[Stage], rest: Stage, clock: Clock, validating: bool
     ) -> None:
-        """`held` answers at once from the cache, `rest` asks for what is missing: both are given the target, or where
-        its chain breaks off, in place of the name asked for, with the client's EDNS options.
+        """`held`, in order, answer for the target from what there is, `rest` asks where its chain breaks off: all are
+        given that name in place of the name asked for, with the client's EDNS options.
 
         `validating`: upstreams validate, so in a signed zone nothing is made up that nobody could have validated.
         """
         self._swilds = swilds
         self._cache = cache
-        self._held = held
+        self._held = tuple(held)
         self._rest = rest
         self._clock = clock
         self._include = swilds.settings.include
@@ -101,9 +102,13 @@ class SwildStage:
         swild = held.rrset._replace(sigs=b"")
         if query.qtype in (rrtypes.CNAME, rrtypes.ANY):  # ANY: one RRset, RFC 8482 section 4.1
             return self._finish(query, (alias,), swild, Response(NOERROR))
-        known = self._held.answer(_about(query, owner.target), now)
-        if isinstance(known, Response):
-            return self._finish(query, (alias,), swild, known)
+        for stage in self._held:
+            known = stage.answer(_about(query, owner.target), now)
+            if isinstance(known, Response):
+                return self._finish(query, (alias,), swild, known)
+            if known is not None:  # answers for the target differ by network, and this client's is to be asked for
+                self.tails += 1
+                return partial(self._wait, known, query, (alias,), swild, now)
         return self._ask_on(query, owner, (alias,), swild, now)
 
     def _reason_to_pass(self, query: Query, owner: Owner, *, signed: bool, now: float) -> Passed | None:

@@ -53,6 +53,7 @@ class UdpListener:
 
     What the short way answers is answered at once. Everything else waits in a bounded queue for its turn, of which the
     event loop gets a little at a time: questions that nobody has an answer to, however many, delay the others no more.
+    Where there is no short way, the kernel's buffer is the longer queue: nothing is read that there is no room for.
     """
 
     def __init__(self, sock: socket.socket, service: Service, start: Start) -> None:
@@ -79,6 +80,8 @@ class UdpListener:
 
     def _readable(self) -> None:
         for _ in range(BURSTS * SLOTS):
+            if self._fast is None and len(self._waiting) >= MAX_WAITING:
+                break
             try:
                 data, control, _, client = self._socket.recvmsg(MAX_DATAGRAM, _CONTROL_SIZE)
             except OSError:
@@ -149,6 +152,8 @@ class BurstListener(UdpListener):
     def _readable(self) -> None:
         burst = self._burst
         for _ in range(BURSTS):
+            if self._fast is None and len(self._waiting) > MAX_WAITING - SLOTS:
+                break
             count = self._calls.receive()
             if not count:
                 break

@@ -21,6 +21,7 @@ from cachebus.cache import Cache
 from cachebus.errors import CachebusError
 from cachebus.flushes import Flush
 from cachebus.shim.pipe import Kind, Link
+from cachebus.shim.query import Channel
 from cachebus.shim.settings import Endpoint, ShimSettings
 from cachebus.shim.shim import Shim
 
@@ -38,6 +39,8 @@ class Plan(NamedTuple):
     """Made in the worker: what is open (certificates, files) cannot be handed over."""
     listen: tuple[Endpoint, ...]
     """Where all workers listen, free ports chosen."""
+    encrypted: Mapping[Channel, tuple[Endpoint, ...]]
+    """The same for encrypted channels."""
     max_entries: int
     max_bytes: int
 
@@ -60,7 +63,7 @@ async def _work(plan: Plan, pipe: socket.socket) -> None:
     async with Link(pipe, worker.take) as link:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, link.closed.set)
         try:
-            settings = replace(plan.settings(), listen=plan.listen)
+            settings = _listening(plan)
             shim = Shim(settings, worker.cache, link.offer, time.time)
             await shim.prepare()
             async with shim:
@@ -72,6 +75,12 @@ async def _work(plan: Plan, pipe: socket.socket) -> None:
         except CachebusError as error:
             link.order(Kind.FAILED, str(error))
             await link.sent()
+
+
+def _listening(plan: Plan) -> ShimSettings:
+    settings, told = plan.settings(), plan.encrypted
+    encrypted = replace(settings.encrypted, tls=told[Channel.TLS], https=told[Channel.HTTPS], quic=told[Channel.QUIC])
+    return replace(settings, listen=plan.listen, encrypted=encrypted)
 
 
 async def _until_closed(worker: Worker, link: Link, shim: Shim) -> None:

@@ -21,8 +21,9 @@ from cachebus.errors import TransportError
 from cachebus.flushes import Flush
 from cachebus.ports import Flushed
 from cachebus.shim.pipe import Kind, Link
+from cachebus.shim.query import Channel
 from cachebus.shim.settings import Endpoint
-from cachebus.shim.sockets import bind_both
+from cachebus.shim.sockets import bind_both, bind_datagram, bind_stream
 from cachebus.shim.worker import Plan, run_worker
 
 START_TIMEOUT = 60.0
@@ -35,6 +36,8 @@ ALIKE = frozenset({"block_lines_skipped", "block_rules", "certificate_expires", 
 """Of a worker's counters, those that say what it has read from files: all workers read the same."""
 GAUGES = ALIKE | {"failures_known", "in_flight", "subnet_known", "swild_owners", "tcp_open"}
 """Of a worker's counters, those of which a worker that is gone has none."""
+ALIKE = frozenset({"block_lines_skipped", "block_rules", "certificate_expires", "local_names"})
+"""Those that tell of what all workers have read: they are no sums. The least is shown, as the one that lags behind."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ class Workers:
     """All workers. Entered, all of them listen; left, all are gone."""
 
     def __init__(self, plan: Plan, count: int, *, learned: Callable[[Answer], object], copy: Copy) -> None:
-        """`plan.listen` may have port 0. `learned` is called with each answer of a worker that may be shared."""
+        """The plan's addresses may have port 0. `learned` is called with each answer of a worker that may be shared."""
         self._plan = plan
         self._learned = learned
         self._copy = copy
@@ -58,8 +61,19 @@ class Workers:
         """Where they listen, once entered."""
         return self._plan.listen
 
+    @property
+    def encrypted(self) -> Mapping[Channel, tuple[Endpoint, ...]]:
+        """Where they listen on encrypted channels, once entered."""
+        return self._plan.encrypted
+
     async def __aenter__(self) -> Self:
-        self._plan = self._plan._replace(listen=tuple(map(_reserve, self._plan.listen)))
+        self._plan = self._plan._replace(
+            listen=tuple(map(_reserve, self._plan.listen)),
+            encrypted={
+                channel: tuple([_reserve_encrypted(channel, endpoint) for endpoint in endpoints])
+                for channel, endpoints in self._plan.encrypted.items()
+            },
+        )
         self._tasks = [
             asyncio.create_task(seat.keep(self._plan, self._copy), name=f"worker {seat.number}") for seat in self._seats
         ]
@@ -143,6 +157,11 @@ def _reserve(endpoint: Endpoint) -> Endpoint:
     udp.close()
     with tcp:
         return endpoint[0], tcp.getsockname()[1]
+
+
+def _reserve_encrypted(channel: Channel, endpoint: Endpoint) -> Endpoint:
+    with (bind_datagram if channel is Channel.QUIC else bind_stream)(endpoint) as sock:
+        return endpoint[0], sock.getsockname()[1]
 
 
 class Seat:
@@ -237,7 +256,7 @@ class Seat:
             self._dropped_before += self._link.dropped + self._link.queued
             self._link = None
         for name, value in self.counters.items():
-            if name not in GAUGES:
+            if name not in GAUGES | ALIKE:
                 self.before[name] = self.before.get(name, 0) + value
         self.counters = {}
 

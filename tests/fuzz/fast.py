@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -50,10 +51,10 @@ def rdata(chance: Random, rrtype: str) -> bytes:
             return chance.randbytes(chance.randrange(1, 90))
 
 
-def fill(cache: Cache, chance: Random) -> None:
+def fill(cache: Cache, chance: Random, names: Sequence[str] = NAMES) -> None:
     """Some RRsets, negative answers and chains, of all kinds and ages."""
     for _ in range(chance.randrange(1, 25)):
-        owner, learned = chance.choice(NAMES), NOW - chance.choice((0, 0.25, 1, 29.75, 100))
+        owner, learned = chance.choice(names), NOW - chance.choice((0, 0.25, 1, 29.75, 100))
         if chance.random() < 0.15:
             nothing = chance.choice((0, 1, 28, 5))
             rcode = 0 if nothing else 3
@@ -69,9 +70,9 @@ def fill(cache: Cache, chance: Random) -> None:
         cache.put(Answer(one.owner, one.type, (one,), evidence, "node-b", learned, transport=transport), NOW)
 
 
-def ask(chance: Random) -> bytes:
+def ask(chance: Random, names: Sequence[str] = NAMES) -> bytes:
     """A question, mostly plain, its case random, perhaps with a byte changed."""
-    name = "".join(chance.choice((letter.upper(), letter)) for letter in chance.choice(NAMES))
+    name = "".join(chance.choice((letter.upper(), letter)) for letter in chance.choice(names))
     options: dict[str, Any] = {}
     if chance.random() < 0.5:
         options = {"use_edns": 0, "payload": chance.choice((0, 512, 600, 1232, 4096)), "want_dnssec": False}

@@ -57,7 +57,7 @@ class SwildTarget(BytesTarget):
         self._stage = SwildStage(
             self._swilds,
             self._cache,
-            held=CacheStage(self._cache),
+            held=[CacheStage(self._cache)],
             rest=Nobody(),
             clock=ManualClock(NOW),
             validating=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -120,8 +121,9 @@ class BlockListTarget(BytesTarget):
     cost = 4
 
     def __init__(self) -> None:
-        self._directory = tempfile.TemporaryDirectory()
-        self._path = Path(self._directory.name) / "list"
+        folder = tempfile.TemporaryDirectory(prefix="cachebus-fuzz-")
+        weakref.finalize(self, folder.cleanup)
+        self._path = Path(folder.name) / "list"
 
     def valid(self, rng: Random) -> bytes:
         zone = rng.random() < 0.4

@@ -10,15 +10,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import dns.edns
 import dns.message
+import dns.query
 import pytest
 
 from tests.farm.authoritative import Nsd
 from tests.farm.client import Endpoint, Question, ask
+from tests.farm.encrypted import over_tls
 from tests.farm.node import CachebusNode, Cluster
 from tests.farm.process import eventually
 from tests.farm.zones import PLAIN
 from tests.servers import free_port, require
+from tests.unit.listen_bed import Authority
 
 pytestmark = pytest.mark.interop
 
@@ -28,6 +32,8 @@ ASKED = 24
 """Questions from as many ports: that the kernel deals all of them to one of two workers is as likely as 1 in 2^23."""
 FROM_PEER = Question(f"peer.wild.{PLAIN}", "A")
 OWN = Question(f"own.wild.{PLAIN}", "A")
+LOCAL = Question("local.test.", "A")
+FLUSHED = Question(f"flushed.wild.{PLAIN}", "A")
 LATER = Question(f"later.wild.{PLAIN}", "A")
 
 
@@ -36,6 +42,8 @@ class Scene(NamedTuple):
     peer: CachebusNode
     shim: Endpoint
     peer_shim: Endpoint
+    tls: Endpoint
+    ca: Path
 
 
 def shim(upstream: Endpoint, **more: Any) -> tuple[Endpoint, dict[str, Any]]:
@@ -51,12 +59,20 @@ def scene(tmp_path_factory: pytest.TempPathFactory, nsd: Nsd) -> Iterator[Scene]
     folder = tmp_path_factory.mktemp("f")
     cluster = Cluster()
     cluster.add("a", "b")
-    here, section = shim(nsd.endpoint, workers=WORKERS)
+    authority = Authority(folder)
+    tls = Endpoint("127.0.0.1", free_port())
+    section = {
+        "workers": WORKERS,
+        "listen_tls": [f"127.0.0.1:{tls.port}"],
+        "tls": {"cert": str(authority.cert), "key": str(authority.key)},
+        "local_data": {"records": [f"{LOCAL.name} A 192.0.2.53"]},
+    }
+    here, section = shim(nsd.endpoint, **section)
     there, other = shim(nsd.endpoint)
     with ExitStack() as running:
         peer = running.enter_context(CachebusNode(folder, cluster.config("b", shim=other)))
         node = running.enter_context(CachebusNode(folder, cluster.config("a", shim=section)))
-        yield Scene(node, peer, here, there)
+        yield Scene(node, peer, here, there, tls, authority.ca)
 
 
 def answers(endpoint: Endpoint, question: Question) -> list[bool]:
@@ -98,6 +114,24 @@ def test_all_workers_are_up_and_answer(scene: Scene) -> None:
         assert client.recv(512)[3] & 0xF == 5
 
 
+def test_what_is_no_cached_data_is_the_same_at_every_worker(scene: Scene) -> None:
+    """Local data, encrypted listeners, and the cookies that clients are given."""
+    assert all(answers(scene.shim, LOCAL))
+    for _ in range(ASKED // 4):
+        reply = over_tls(scene.tls, dns.message.make_query(LOCAL.name, "A"), scene.ca)
+        assert [str(rrset[0]) for rrset in reply.answer] == ["192.0.2.53"]
+    cookie = b"01234567"
+    for _ in range(ASKED):
+        message = dns.message.make_query(LOCAL.name, "A", options=[dns.edns.GenericOption(10, cookie)])
+        reply = dns.query.udp(message, scene.shim.host, port=scene.shim.port, timeout=WAIT)
+        (option,) = [option for option in reply.options if option.otype == 10]
+        cookie = option.to_wire()
+    eventually(lambda: counters(scene)["cookie_valid"] == ASKED - 1, WAIT, "the workers have reported")
+    assert counters(scene)["cookie_invalid"] == 0
+    assert counters(scene)["local_names"] == 1
+    assert counters(scene)["certificate_expires"] == 32_503_680_000, "the year 3000, of one certificate"
+
+
 def test_what_a_peer_learned_is_in_every_worker(scene: Scene) -> None:
     assert ask(scene.peer_shim, FROM_PEER)
     eventually(lambda: all(answers(scene.shim, FROM_PEER)), WAIT, "all workers have what the peer learned")
@@ -114,6 +148,13 @@ def test_what_one_worker_learned_goes_to_the_others_and_to_the_peer_once(scene: 
     eventually(lambda: counters(scene)["learned"] == 1, WAIT, "the workers have reported")
     assert counters(scene)["upstream_queries"] == 1
     assert scene.node.status()["share"]["published"] == 1
+
+
+def test_what_is_flushed_is_gone_from_every_worker(scene: Scene) -> None:
+    assert ask(scene.shim, FLUSHED)
+    eventually(lambda: all(answers(scene.shim, FLUSHED)), WAIT, "all workers have what one learned")
+    scene.node.cli("flush", FLUSHED.name, "--type", "A")
+    eventually(lambda: not any(answers(scene.shim, FLUSHED)), WAIT, "no worker has it")
 
 
 def test_a_worker_that_dies_is_started_again_with_all_that_is_known(scene: Scene) -> None:

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 pytest.importorskip("aioquic")
 from cachebus_transports import quic
+from cachebus_transports._outbox import Outbox
 from cachebus_transports.quic import QuicTransport
 
 from cachebus.errors import ConfigError
@@ -18,6 +20,7 @@ from cachebus.ports import Sender, TransportSettings
 from cachebus.tls import CertificateFiles
 from cachebus.wire.stream import LengthFraming
 from tests.certificates import Authority
+from tests.servers import free_port
 
 NAMES = ["one.example", "two.example"]
 
@@ -96,3 +99,35 @@ async def test_a_subscriber_gets_the_stream_on_its_own_connection(tmp_path: Path
             hub.send(b"to all")
             subscriber.send(b"back")
             await until(lambda: heard == [b"to all"] and got == [b"back"], "nothing came")
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_connection_that_is_given_up_while_it_is_opened_leaves_no_socket(
+    tmp_path: Path, factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """uvloop, asked to end, waits for ever for a socket that nobody closes."""
+    nowhere = ("127.0.0.1", free_port())
+    mine = settings("127.0.0.1:0", tls=Authority(tmp_path).files(NAMES[0], NAMES))
+
+    async def give_up_after(turns: int) -> None:
+        async with QuicTransport(mine, ignore) as transport:
+            dialling = asyncio.create_task(transport.connect(nowhere, Outbox(messages=1, size=1, age=1.0)))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            dialling.cancel()
+            await asyncio.gather(dialling, return_exceptions=True)
+        await asyncio.sleep(0.01)
+
+    async def all_of_them() -> None:
+        await give_up_after(0)  # opens what stays open
+        before = descriptors()
+        for turns in range(12):
+            await give_up_after(turns)
+            assert descriptors() == before, f"after {turns} turns"
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(all_of_them())

@@ -22,6 +22,7 @@ from cachebus.shim import LOOPBACK, mmsg, udp
 from cachebus.shim.access import AccessList
 from cachebus.shim.burst import MAX_DATAGRAM, SLOTS
 from cachebus.shim.fast import FastPath
+from cachebus.shim.front import FrontSettings
 from cachebus.shim.lookup import CacheStage, LookupOrder
 from cachebus.shim.query import Channel
 from cachebus.shim.service import Service
@@ -345,6 +346,28 @@ async def test_cached_answers_go_before_all_that_waits(
             assert replies < 10
             await until(lambda: shim._service.counters["queries"] == 50)
         assert shim.statistics()["udp_dropped"] == 30
+
+
+async def test_without_a_short_way_a_burst_waits_in_the_kernel(
+    kind: type[UdpListener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a rate limit: more cached questions at once than may wait."""
+    monkeypatch.setattr(udp, "MAX_WAITING", 2 * SLOTS)
+    monkeypatch.setattr(udp, "TURN", 0.0)
+    cache = Cache("node-a")
+    now = time.time()
+    cache.put(bus_answer(rrset("www.example.", "A", 3600, ADDRESS), learned=now), now)
+    async with Shim(settings(front=FrontSettings(rotate=True)), cache, lambda answer: None, time.time) as shim:
+        assert shim._fast is None
+        with closing(clients(1)[0]) as client:
+            client.connect(shim.endpoints[0])
+            client.setblocking(False)
+            for _ in range(5 * SLOTS):
+                client.send(wire())
+            async with asyncio.timeout(10):
+                for _ in range(5 * SLOTS):
+                    assert (await asyncio.get_running_loop().sock_recv(client, 4096)).endswith(ADDRESS)
+        assert shim.statistics()["udp_dropped"] == 0
 
 
 async def test_what_waits_when_the_listener_ends_is_let_go(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import dns.edns
+import dns.flags
 import dns.message
 import dns.rcode
 import pytest
@@ -17,10 +19,23 @@ from cachebus.presentation import name_from_text
 from cachebus.shim import Shim
 from cachebus.shim import block_lists as lists_module
 from cachebus.shim.block_lists import MAX_LINE, Action, Format, Loader, Rule, Rules, wire_name
+from cachebus.shim.local import LocalStage
 from cachebus.shim.local_settings import BlockList, LocalSettings
-from cachebus.shim.query import Ede
+from cachebus.shim.lookup import LookupOrder
+from cachebus.shim.query import Ede, Query
 from cachebus.testing import ManualClock
-from tests.unit.shim_bed import ScriptedUpstream, ask, records, reply_to, settings, texts
+from tests.unit.shim_bed import (
+    ScriptedUpstream,
+    ask,
+    ask_udp,
+    bus_answer,
+    records,
+    reply_to,
+    rrset,
+    settings,
+    texts,
+    until,
+)
 
 BLOCKED = Rule(Action.NXDOMAIN, source="list")
 
@@ -188,6 +203,57 @@ async def test_static_records_come_first_and_say_all_of_a_name() -> None:
     assert (replies[7].rcode(), len(replies[7].answer), len(replies[7].authority)) == (0, 1, 1)
     assert asked == ["lab.home.", "www.example."]
     assert counted["local_answers"] == 7
+
+
+@pytest.mark.parametrize("flags", [dns.flags.RD, 0])
+async def test_where_an_alias_leads_is_asked_as_the_client_may_and_special_names_of_nobody(flags: int) -> None:
+    local = LocalSettings(records=("me.home. CNAME x.localhost.", "out.home. CNAME www.example."))
+    clock = ManualClock(1_800_000_000.0)
+    rcode = dns.rcode.NOERROR
+    async with ScriptedUpstream(lambda query, stream: reply_to(query, rcode=rcode)) as upstream:
+        shim = Shim(settings(upstream, local=local), Cache("node-a"), lambda answer: None, clock)
+        await shim.prepare()
+        async with shim:
+            reply = await ask(shim.endpoints[0], "me.home", "A", flags=flags)
+            assert texts(reply.answer) == ["me.home. 300 IN CNAME x.localhost.", "x.localhost. 300 IN A 127.0.0.1"]
+            assert upstream.queries == []
+            rcode = dns.rcode.SERVFAIL
+            reply = await ask(shim.endpoints[0], "out.home", "A", flags=flags)
+            if flags:
+                assert (reply.rcode(), reply.answer) == (dns.rcode.SERVFAIL, [])
+            else:
+                assert (reply.rcode(), texts(reply.answer)) == (0, ["out.home. 300 IN CNAME www.example."])
+                assert upstream.queries == []
+
+
+async def test_an_alias_whose_end_is_known_is_answered_however_much_is_under_way() -> None:
+    local = LocalSettings(records=("in.home. CNAME a.home.", "a.home. A 192.0.2.1", "out.home. CNAME www.example."))
+    clock = ManualClock(1_800_000_000.0)
+    cache = Cache("node-a")
+    cache.put(bus_answer(rrset("www.example.", "A", 300, bytes(4)), learned=clock()), clock())
+    async with ScriptedUpstream(lambda query, stream: None) as upstream:
+        shim = Shim(settings(upstream, local=local, max_in_flight=16), cache, lambda answer: None, clock)
+        await shim.prepare()
+        async with shim:
+            waiting = [asyncio.create_task(ask_udp(shim.endpoints[0], query(f"n{each}.test."))) for each in range(16)]
+            await until(lambda: shim.statistics()["in_flight"] == 16)
+            for name in ("in.home.", "out.home."):
+                reply = await ask(shim.endpoints[0], name)
+                assert (reply.rcode(), len(reply.answer)) == (dns.rcode.NOERROR, 2)
+            assert (await ask(shim.endpoints[0], "more.test.")).rcode() == dns.rcode.SERVFAIL
+            for task in waiting:
+                task.cancel()
+
+
+def query(name: str) -> bytes:
+    return dns.message.make_query(name, "A").to_wire()
+
+
+def test_a_name_is_special_by_its_labels() -> None:
+    stage = LocalStage(LocalSettings(), LookupOrder((), ManualClock(0.0)))
+    for name, claimed in ((b"\x09localhost\0", True), (b"\1x\x09localhost\0", True), (b"\x0ba\x09localhost\0", False)):
+        asked = Query(b"\0\0", 0, name + b"\0\1\0\1", name, 1, None)
+        assert (stage.answer(asked, 0.0) is not None) == claimed
 
 
 async def test_hosts_files_give_addresses_and_names(tmp_path: Path) -> None:

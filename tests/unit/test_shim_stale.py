@@ -20,7 +20,7 @@ from cachebus.flushes import Flush
 from cachebus.presentation import name_from_text
 from cachebus.shim import Shim, UpstreamSettings
 from cachebus.shim.caching import CachingSettings, FailureSettings, StaleSettings, TtlSettings
-from cachebus.shim.failures import MAX_FAILURES, Failures, question_key
+from cachebus.shim.failures import MAX_FAILURES, Failures, Question
 from cachebus.shim.query import Response
 from cachebus.shim.stale import find_stale
 from cachebus.testing import ManualClock
@@ -329,18 +329,32 @@ async def test_a_refresh_that_failed_is_not_tried_again_by_the_next_client() -> 
 
 def test_failures_are_bounded_and_one_look_up_counts_once() -> None:
     failures = Failures(FailureSettings())
-    key = question_key(WWW, 1, checking_disabled=False)
+    key = Question(WWW, 1, checking_disabled=False)
     for _ in range(5):
         failures.finished(key, None, NOW)
     assert failures.errors(key, NOW + 0.9) is not None
     assert failures.errors(key, NOW + 1.1) is None
     for number in range(MAX_FAILURES + 5):
-        failures.finished(number.to_bytes(8, "big"), None, NOW)
+        failures.finished(Question(number.to_bytes(8, "big"), 1, checking_disabled=False), None, NOW)
     assert len(failures) == MAX_FAILURES
     assert failures.errors(key, NOW) is None
     failures.finished(key, Response(SERVFAIL), NOW)
     assert failures.forget(Flush(WWW)) == 1
     assert failures.errors(key, NOW) is None
+
+
+async def test_a_failure_of_what_was_asked_before_a_flush_is_not_remembered_after_it() -> None:
+    async with Bed().running(timeout=5) as bed:
+        bed.says = silent
+        asking = asyncio.create_task(bed.ask())
+        await until(lambda: bed.asked == 1)
+        bed.cache.flush(WWW, bed.clock())
+        bed.shim.flush(Flush(WWW))
+        bed.upstream._transport.sendto(failing(bed.upstream.queries[0]), ("127.0.0.1", bed.upstream.ports[0]))
+        assert (await asking).rcode() == SERVFAIL
+        assert bed.count("failures_known") == 0
+        bed.says = lambda query: reply_to(query, records(LINE))
+        assert texts((await bed.ask()).answer) == [LINE]
 
 
 # Bounds of TTLs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from typing import Any
@@ -20,6 +20,7 @@ from cachebus.flushes import Flush
 from cachebus.presentation import name_from_text
 from cachebus.shim import Shim, UpstreamSettings
 from cachebus.shim.caching import CachingSettings, SubnetSettings
+from cachebus.shim.local_settings import LocalSettings
 from cachebus.shim.query import Edns, Query, Response
 from cachebus.shim.subnet import (
     MAX_NETWORKS,
@@ -31,9 +32,10 @@ from cachebus.shim.subnet import (
     scope_in,
     subnet_option,
 )
+from cachebus.shim.swild_owners import Include, SwildSettings
 from cachebus.testing import ManualClock
 from cachebus.wire import rrtypes
-from tests.unit.shim_bed import Reply, ScriptedUpstream, ask, records, reply_to, rrset, settings, texts
+from tests.unit.shim_bed import Reply, ScriptedUpstream, ask, bus_answer, records, reply_to, rrset, settings, texts
 
 WWW = name_from_text("www.example.")
 NOW = 1_800_000_000.0
@@ -68,14 +70,22 @@ class Tailor:
         return response.to_wire()
 
     @asynccontextmanager
-    async def shim(self, **subnet: Any) -> AsyncIterator[Shim]:
+    async def shim(self, local: Sequence[str] = (), swild: bool = False, **subnet: Any) -> AsyncIterator[Shim]:
         self.cache = Cache("node-a")
         self.learned: list[Answer] = []
         self.clock = ManualClock()
         async with self.server as server:
             upstream = UpstreamSettings(address=server.address, authoritative=True)
             caching = CachingSettings(subnet=SubnetSettings(**subnet))
-            async with Shim(settings(upstream, caching=caching), self.cache, self._learned, self.clock) as shim:
+            chosen = settings(
+                upstream,
+                caching=caching,
+                local=LocalSettings(records=local),
+                swild=SwildSettings(zones=frozenset({b"\0"} if swild else ()), include=Include.OFF),
+            )
+            shim = Shim(chosen, self.cache, self._learned, self.clock)
+            await shim.prepare()
+            async with shim:
                 yield shim
 
     def _learned(self, answer: Answer) -> None:
@@ -164,6 +174,26 @@ async def test_on_a_client_can_want_none_told_and_zones_and_networks_limit_it() 
         assert tailor.told == [""]
 
 
+async def test_on_a_name_outside_the_zones_is_told_no_subnet_though_a_chain_leads_there() -> None:
+    tailor = Tailor()
+    well = tailor.server._respond
+
+    def aliased(query: dns.message.Message, stream: bool) -> Reply:
+        reply = well(query, stream)
+        if str(query.question[0].name) != "www.example.":
+            return reply
+        response = dns.message.from_wire(reply)
+        response.answer = records("www.example. 300 IN CNAME www.other.")
+        return response.to_wire()
+
+    tailor.server._respond = aliased
+    async with tailor.shim(send=True, zones=(name_from_text("example."),)) as shim:
+        reply = await asks(shim, ecs("198.51.1.0", 24))
+        assert texts(reply.answer)[1:] == ["www.other. 300 IN A 192.0.2.0"]
+        assert subnets_of(reply) == ["ECS 198.51.1.0/24 scope/24"]
+        assert tailor.told == ["198.51.1.0/24", ""]
+
+
 async def test_on_a_malformed_option_is_a_malformed_query() -> None:
     tailor = Tailor()
     async with tailor.shim(send=True) as shim:
@@ -171,6 +201,7 @@ async def test_on_a_malformed_option_is_a_malformed_query() -> None:
             reply = await asks(shim, dns.edns.GenericOption(8, data))
             assert reply.rcode() == dns.rcode.FORMERR
         assert tailor.told == []
+        assert shim.statistics()["subnet_malformed"] == 5
 
 
 async def test_on_an_answer_for_another_network_than_was_told_is_not_used() -> None:
@@ -186,6 +217,53 @@ async def test_on_an_answer_for_another_network_than_was_told_is_not_used() -> N
         reply = await asks(shim, ecs("198.51.1.0", 24))
         assert reply.rcode() == dns.rcode.SERVFAIL
         assert tailor.cache.statistics()["entries"] == 0
+
+
+async def test_a_local_alias_of_a_name_that_differs_by_network_leads_to_each_ones_own() -> None:
+    tailor = Tailor()
+    async with tailor.shim(local=["alias.home. CNAME www.example."], send=True) as shim:
+        for _ in range(2):
+            for third in (1, 2):
+                reply = await asks(shim, ecs(f"198.51.{third}.0", 24), name="alias.home.")
+                assert texts(reply.answer)[1:] == [f"www.example. 300 IN A 192.0.2.{third}"]
+                assert subnets_of(reply) == [f"ECS 198.51.{third}.0/24 scope/24"]
+        assert len(tailor.told) == 2
+        told = bus_answer(rrset("www.example.", "A", 300, bytes((192, 0, 2, 99))), learned=tailor.clock())
+        assert tailor.cache.put(told, tailor.clock()) is None
+        reply = await asks(shim, ecs("198.51.1.0", 24), name="alias.home.")
+        assert texts(reply.answer)[1:] == ["www.example. 300 IN A 192.0.2.1"]
+        assert shim.statistics()["subnet_hits"] == 3
+
+
+async def test_a_swild_of_a_target_that_differs_by_network_leads_to_each_ones_own() -> None:
+    tailor = Tailor()
+    async with tailor.shim(swild=True, send=True) as shim:
+        target = name_from_text("_.foo.example.")
+        for one in (rrset("foo.example.", "TYPE65392", 300, target), rrset("x.foo.example.", "CNAME", 300, target)):
+            assert tailor.cache.put(bus_answer(one, learned=tailor.clock()), tailor.clock()) is None
+        for number in range(2):
+            for third in (1, 2):
+                name = f"n{number}{third}.foo.example."
+                reply = await asks(shim, ecs(f"198.51.{third}.0", 24), name=name)
+                assert texts(reply.answer)[1:] == [f"_.foo.example. 300 IN A 192.0.2.{third}"]
+                assert subnets_of(reply) == [f"ECS 198.51.{third}.0/24 scope/24"]
+        assert tailor.told == ["198.51.1.0/24", "198.51.2.0/24"]
+
+
+async def test_a_network_for_which_a_question_fails_makes_it_fail_for_nobody_else() -> None:
+    tailor = Tailor()
+    well = tailor.server._respond
+
+    def picky(query: dns.message.Message, stream: bool) -> Reply:
+        reply = well(query, stream)
+        return reply_to(query, rcode=dns.rcode.SERVFAIL) if tailor.told[-1].startswith("203.") else reply
+
+    tailor.server._respond = picky
+    async with tailor.shim(send=True) as shim:
+        for _ in range(2):
+            assert (await asks(shim, ecs("203.0.113.0", 24))).rcode() == dns.rcode.SERVFAIL
+        assert tailor.told == ["203.0.113.0/24"], "the failure is remembered"
+        assert (await asks(shim, ecs("198.51.1.0", 24))).rcode() == dns.rcode.NOERROR
 
 
 async def test_a_flush_takes_the_answers_of_all_networks() -> None:

@@ -314,7 +314,7 @@ def stage_before(cache: Cache, rest: Scoped | Rest | None = None) -> tuple[Swild
     cache.observer = swilds.observe
     nobody = Rest()
     stage = SwildStage(
-        swilds, cache, held=CacheStage(cache), rest=rest or nobody, clock=ManualClock(NOW), validating=False
+        swilds, cache, held=[CacheStage(cache)], rest=rest or nobody, clock=ManualClock(NOW), validating=False
     )
     return stage, nobody
 

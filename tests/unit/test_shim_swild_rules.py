@@ -67,7 +67,7 @@ class Lab:
         self.stage = SwildStage(
             self.swilds,
             self.cache,
-            held=CacheStage(self.cache),
+            held=[CacheStage(self.cache)],
             rest=self.rest,
             clock=self.clock,
             validating=validating,

@@ -96,7 +96,17 @@ class QuicTransport(StreamTransport):
         quic = QuicConnection(configuration=self.configuration(is_client=True))
         connection = _Connection(quic, owner=self, outbox=outbox, address=address)
         anywhere = ("0.0.0.0" if len(address) == 2 else "::", 0)  # noqa: S104 - it only sends
-        await loop.create_datagram_endpoint(lambda: connection, local_addr=anywhere, family=family_of(address))
+        opening = asyncio.ensure_future(
+            loop.create_datagram_endpoint(lambda: connection, local_addr=anywhere, family=family_of(address))
+        )
+        try:
+            await asyncio.shield(opening)
+        except BaseException:
+            # Given up in the turns in which it is opened, the socket would be nobody's, and stay open.
+            with contextlib.suppress(OSError):
+                await opening
+            connection.discard()
+            raise
         try:
             connection.connect(address)
             async with asyncio.timeout(CONNECT_TIMEOUT):
@@ -236,6 +246,10 @@ class _Connection(QuicConnectionProtocol):
     def abort(self) -> None:
         """End it at once; what waits in it is lost."""
         self._end(QuicErrorCode.NO_ERROR)
+
+    def discard(self) -> None:
+        """End one of which the peer has not heard yet: aioquic has nobody to tell."""
+        self._end(None)
 
     async def finish(self) -> None:
         """End the stream and the connection; returns when it is gone, after `CLOSE_TIMEOUT` at the latest."""
