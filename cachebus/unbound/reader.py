@@ -22,7 +22,7 @@ import dns.rdatatype
 from cachebus.errors import FrameError, MessageError
 from cachebus.presentation import name_from_text, type_from_text
 from cachebus.wire import rrtypes
-from cachebus.wire.message import CD, IN, MAX_TTL, OPCODE, QR, RA, RCODE, TC
+from cachebus.wire.message import CD, IN, MAX_TTL, OPCODE, QR, RA, RCODE, TC, expand_rdata
 
 MAX_LINE = 131_072
 """Bytes of a line: twice what Unbound, which prints into a buffer of 65,552 bytes, can write."""
@@ -311,6 +311,8 @@ def _record(line: bytes, ttl: int) -> bytes:
     except (dns.exception.DNSException, ValueError) as error:
         raise MessageError(f"not a record: {type(error).__name__}") from error
     assert rdata is not None
+    if expand_rdata(rdata, rrtype, 0, len(rdata)) != rdata:  # old types with names, MB for one, dnspython knows not
+        raise MessageError("RDATA with a compressed name")
     return owner + rrtype.to_bytes(2) + IN.to_bytes(2) + ttl.to_bytes(4) + len(rdata).to_bytes(2) + rdata
 
 

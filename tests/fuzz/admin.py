@@ -15,7 +15,7 @@ from unittest.mock import patch
 from urllib.parse import quote
 
 from cachebus.admin import client
-from cachebus.admin.client import AdminRefused, ask
+from cachebus.admin.client import AdminRefused, ask, give_copy, take_copy
 from cachebus.admin.records import rdata_text, record_texts
 from cachebus.admin.reports import lookup_report, why_report
 from cachebus.admin.server import AdminServer, _Gate
@@ -33,6 +33,8 @@ from tests.fuzz.messages import BytesTarget
 from tests.fuzz.mutate import below, mutate
 
 TYPE_CODES = (*sorted(TYPES), 65280, 65392)
+MAX_REPLY = 10_000
+"""Bytes of a reply in place of the client's own limit: a bound that an example can exceed."""
 PATHS = ("/v1/lookup", "/v1/why", "/v1/status", "/metrics", "/healthz", "/v1/none")
 
 
@@ -210,7 +212,8 @@ class _Transport:
 
 
 class AdminReplyTarget(BytesTarget):
-    """`ask`: any bytes from the socket give the JSON that was sent, `AdminRefused` or `NodeUnreachable`."""
+    """`ask`, `give_copy`, `take_copy`: any bytes from the socket give what was sent, `AdminRefused` or
+    `NodeUnreachable`."""
 
     name = "admin-reply"
     parts = (Part("cachebus/admin/client.py", without=("_UnixConnection",)),)
@@ -219,7 +222,7 @@ class AdminReplyTarget(BytesTarget):
         value = ([], {}, [{"name": "a.", "ttl": 3}], {"error": "no name"}, None, 1e400, "x")[below(rng, 7)]
         body = json.dumps(value).encode()
         if rng.random() < 0.02:
-            body = b"[" * 5000 + body
+            body = b"[" * (5000 if rng.random() < 0.5 else MAX_REPLY) + body
         status = (200, 200, 400, 404, 100, 500)[below(rng, 6)]
         head = f"HTTP/1.1 {status} OK\r\nContent-Type: application/json\r\n".encode()
         if rng.random() < 0.3:
@@ -235,13 +238,19 @@ class AdminReplyTarget(BytesTarget):
             connection.sock = _Socket(example)
 
         parameters = {"name": "a."} if rng.random() < 0.5 else None
-        with patch.object(client._UnixConnection, "connect", connect), patch.object(client, "MAX_REPLY", 10_000):
+        die = rng.random()
+        into = io.BytesIO()
+        with patch.object(client._UnixConnection, "connect", connect), patch.object(client, "MAX_REPLY", MAX_REPLY):
             try:
-                value = ask("/run/x", "lookup", parameters)
+                if die < 0.6:
+                    assert ask("/run/x", "lookup", parameters) is not None
+                elif die < 0.8:
+                    assert give_copy("/run/x", into) == len(into.getvalue()) <= len(example)
+                else:
+                    assert take_copy("/run/x", io.BytesIO(bytes(10))) is not None
             except (AdminRefused, NodeUnreachable) as error:
                 assert "/run/x" in str(error) or isinstance(error, AdminRefused)
                 return False
-        assert value is not None
         assert example.startswith(b"HTTP/")
         return True
 
@@ -251,9 +260,11 @@ class _Socket:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
+        self.said = b""
 
     def sendall(self, data: bytes) -> None:
-        assert data.startswith(b"GET /v1/lookup")
+        self.said += data
+        assert self.said.startswith((b"GET /v1/lookup", b"GET /v1/snapshot ", b"PUT /v1/snapshot "))
 
     def makefile(self, _: str) -> io.BufferedReader:
         return io.BufferedReader(cast("io.RawIOBase", io.BytesIO(self._data)))

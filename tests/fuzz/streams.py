@@ -39,10 +39,10 @@ def framed(messages: list[bytes]) -> bytes:
 def split(stream: bytes) -> list[bytes]:
     """The whole messages of a stream, found in the plainest way."""
     found = []
-    while len(stream) >= 2 and len(stream) >= 2 + int.from_bytes(stream[:2], "big"):
-        end = 2 + int.from_bytes(stream[:2], "big")
-        found.append(stream[2:end])
-        stream = stream[end:]
+    start = 0
+    while len(stream) >= start + 2 and len(stream) >= (end := start + 2 + int.from_bytes(stream[start : start + 2])):
+        found.append(stream[start + 2 : end])
+        start = end
     return found
 
 

@@ -134,6 +134,8 @@ def test_a_dump_that_is_cut_is_refused() -> None:
         "www.test. 300 IN A \\# 3 c00002",
         "www.test. 300 IN MX 10",
         "www.test. 300 IN NOSUCH x",
+        "www.test. 300 IN TYPE7 \\# 2 c00c",  # MB: a name, here a pointer into whatever would stand before it
+        "www.test. 300 IN TYPE7 \\# 3 413030",
         "www.test. 300 IN OPT \\# 0",
         "www.test. 300 IN TSIG \\# 0",
         "www\\999.test. 300 IN A 192.0.2.1",
