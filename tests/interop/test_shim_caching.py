@@ -1,4 +1,4 @@
-"""What the shim keeps, with real servers: stale data for its own clients alone, and flushes that reach the resolver."""
+"""What the shim keeps, with real servers: stale data for its own clients, flushes that reach the resolver (D-23)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every answer of the shim is its upstream's, but for the kinds of difference that docs/shim/differences.md explains.
+"""D-21: every answer of the shim is its upstream's, but for the kinds that docs/shim/differences.md explains.
 
 Thousands of mixed questions, drawn with a fixed seed, go to a real Unbound and to the shim in front of it, as the same
 bytes. Features that alter answers are off.

@@ -1,4 +1,4 @@
-"""A flush on its way: from the command line and the admin socket through the node to the sinks and what waits to go."""
+"""D-23: a flush on its way, from the command line through the node to the sinks and what waits to go."""
 
 from __future__ import annotations
 
