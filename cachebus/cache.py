@@ -42,6 +42,7 @@ from cachebus.entry import (
     same_source,
     standing,
     to_answer,
+    u64,
 )
 from cachebus.flushes import Flush, Flushes
 from cachebus.shard import ENTRY_OVERHEAD as _ENTRY_OVERHEAD
@@ -434,11 +435,11 @@ class Cache:
         value = shard.young.get(key)
         if value is None:
             value = shard.old.get(key)
-            if value is None or value[:8] <= now_ms.to_bytes(8, "big"):
+            if value is None or u64(value, 0) <= now_ms:
                 return None
             self._store(shard, key, value)
             return value
-        return value if value[:8] > now_ms.to_bytes(8, "big") else None
+        return value if u64(value, 0) > now_ms else None
 
     def _expand(self, owner: bytes, rrtype: int, value: bytes, now: float) -> Cached:
         return expand(owner, rrtype, value, now, self._source_list)

@@ -8,30 +8,31 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import Final
 
 from cachebus.shim.fast import FastPath
 
-SLOTS = 64
+SLOTS: Final = 64
 """Datagrams that one call takes, after which the event loop gets its turn."""
-MAX_DATAGRAM = 4096
+MAX_DATAGRAM: Final = 4096
 """Bytes of a query that are read; what is longer is no query that anybody sends."""
-MAX_REPLY = 1232
+MAX_REPLY: Final = 1232
 """Bytes of a reply: `reply.MAX_UDP_PAYLOAD`."""
 
-_MESSAGE = struct.Struct("=QI4xQQQQI4xI4x")
+_MESSAGE: Final = struct.Struct("=QI4xQQQQI4xI4x")
 """struct mmsghdr: address, its length, vectors, their number, control, its length, flags, bytes received."""
-_VECTOR = struct.Struct("=QQ")
-_NAME_SIZE = 32
+_VECTOR: Final = struct.Struct("=QQ")
+_NAME_SIZE: Final = 32
 """Room for a socket address; a sockaddr_in6 has 28 bytes."""
-_CONTROL_SIZE = 64
+_CONTROL_SIZE: Final = 64
 """Room for one IP_PKTINFO or IPV6_PKTINFO: 32 or 40 bytes."""
-_WORDS = _MESSAGE.size // 4
-_LONGS = _MESSAGE.size // 8
-_LENGTH_AT = 14
+_WORDS: Final = _MESSAGE.size // 4
+_LONGS: Final = _MESSAGE.size // 8
+_LENGTH_AT: Final = 14
 """In 32-bit words."""
-_CONTROL_LENGTH_AT = 5
+_CONTROL_LENGTH_AT: Final = 5
 """In 64-bit words."""
-_PACKET_INFO = 16
+_PACKET_INFO: Final = 16
 """Where a struct in_pktinfo stands in its control message: interface, local address and the packet's destination, four
 bytes each."""
 
@@ -56,6 +57,7 @@ class Burst:
         self.replies = bytearray(SLOTS * _MESSAGE.size)
         self._lay_out(address_of)
         self._view = memoryview(self._data)
+        self._names_view = memoryview(self._names)
         self._received_words = memoryview(self.received).cast("I")
         self._received_longs = memoryview(self.received).cast("Q")
         self._reply_longs = memoryview(self.replies).cast("Q")
@@ -75,15 +77,15 @@ class Burst:
 
     def answer(self, count: int, fast: FastPath, now: float) -> list[int]:
         """Answer what can be answered at once of `count` datagrams; gives the slots of the others, in order."""
-        words, view = self._received_words, self._view
+        words, view, names = self._received_words, self._view, self._names_view
         begin, end = (8, 24) if self._ipv6 else (4, 8)
-        names = self._names
         others: list[int] = []
         for slot in range(count):
             at = slot * MAX_DATAGRAM
             length: int = words[slot * _WORDS + _LENGTH_AT]
             name = slot * _NAME_SIZE
-            reply = fast.answer(bytes(view[at : at + length]), bytes(names[name + begin : name + end]), now)
+            client = names[name + begin : name + end].tobytes()
+            reply = fast.answer(view[at : at + length].tobytes(), client, now)
             if reply is None:
                 others.append(slot)
             else:

@@ -12,13 +12,14 @@ A name need not be walked: what equals, in lower case, the key of an entry is as
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from cachebus.answer import Evidence
 from cachebus.cache import MAX_CHAIN, Cache
-from cachebus.entry import EXPIRES, HEADER_SIZE, LEVEL, LEVEL_AT, NEGATIVE
+from cachebus.entry import HEADER_SIZE, LEVEL, LEVEL_AT, NEGATIVE, u64
 from cachebus.wire import rrtypes
 
-PLAIN_TYPES = frozenset(
+PLAIN_TYPES: Final = frozenset(
     {
         rrtype.to_bytes(2, "big")
         for rrtype in (
@@ -28,32 +29,42 @@ PLAIN_TYPES = frozenset(
     }
 )  # fmt: skip
 """Types that nobody gives a meaning of its own to; all but a few questions are of these."""
-MAX_PAYLOAD = 1232
+MAX_PAYLOAD: Final = 1232
 """As `reply.MAX_UDP_PAYLOAD`."""
-MIN_PAYLOAD = 512
-EARLY = 0.1
+MIN_PAYLOAD: Final = 512
+EARLY: Final = 0.1
 """As `lookup.MAX_EARLY`: the last part of a life, in which an entry may be due to be fetched again."""
-EARLY_MARGIN = 1.0
+EARLY_MARGIN: Final = 1.0
 """Seconds more, so that no rounding makes a difference."""
 
-_HEADER_LENGTH = 12
-_RECORD_FIXED = 12
+_HEADER_LENGTH: Final = 12
+_RECORD_FIXED: Final = 12
 """Owner pointer, type, class, TTL and length of a packed record."""
-_OPT_LENGTH = 11
-_SHORTEST = _HEADER_LENGTH + 5
-_QUESTION_ONLY = b"\0\1\0\0\0\0\0\0"
-_QUESTION_AND_OPT = b"\0\1\0\0\0\0\0\1"
-_OPT_START = b"\0\0\x29"
-_OPT_PLAIN = bytes(6)
+_OPT_LENGTH: Final = 11
+_SHORTEST: Final = _HEADER_LENGTH + 5
+_QUESTION_ONLY: Final = b"\0\1\0\0\0\0\0\0"
+_QUESTION_AND_OPT: Final = b"\0\1\0\0\0\0\0\1"
+_OPT_START: Final = b"\0\0\x29"
+_OPT_PLAIN: Final = bytes(6)
 """Extended RCODE, version, flags and the length of the options."""
-_OPT = _OPT_START + MAX_PAYLOAD.to_bytes(2, "big") + _OPT_PLAIN
-_CLASS_IN = b"\0\1"
-_CNAME = rrtypes.CNAME.to_bytes(2, "big")
-_OWNER_IS_QUESTION = b"\xc0\x0c"
-_VALIDATED = int(Evidence.VALIDATED)
-_RD = 0x01
-_RA = 0x80
-_AD = 0x20
+_OPT: Final = _OPT_START + MAX_PAYLOAD.to_bytes(2, "big") + _OPT_PLAIN
+_CLASS_IN: Final = b"\0\1"
+_CNAME: Final = rrtypes.CNAME.to_bytes(2, "big")
+_OWNER_IS_QUESTION: Final = b"\xc0\x0c"
+_VALIDATED: Final = int(Evidence.VALIDATED)
+_RD: Final = 0x01
+_RA: Final = 0x80
+_AD: Final = 0x20
+
+
+def _fixed(which: int, count: int) -> bytes:
+    """The header behind the ID: RD as asked, RA, AD, and the counts. `which`: bit 0 RD, bit 1 an OPT, bit 2 AD."""
+    low = _RA | _AD if which & 4 else _RA
+    return bytes((0x80 | which & _RD, low, 0, 1, count >> 8, count & 0xFF, 0, 0, 0, which >> 1 & 1))
+
+
+_ONE_ANSWER: Final = [_fixed(which, 1) for which in range(8)]
+"""By far most answers are one record."""
 
 
 class FastPath:
@@ -115,8 +126,8 @@ class FastPath:
             return None
         self.answered += 1
         self._cache.hits += 1
-        low = _RA | _AD if authentic and data[3] & _AD else _RA
-        fixed = bytes((0x80 | data[2] & _RD, low, 0, 1, count >> 8, count & 0xFF, 0, 0, 0, 1 if opt else 0))
+        which = (data[2] & _RD) | (2 if opt else 0) | (4 if authentic and data[3] & _AD else 0)
+        fixed = _ONE_ANSWER[which] if count == 1 else _fixed(which, count)
         return b"".join((data[:2], fixed, data[_HEADER_LENGTH:end], records, opt))
 
     def _find(self, name: bytes, qtype: bytes, now: float, end: int) -> tuple[bytes, int, bool] | None:
@@ -162,8 +173,7 @@ class FastPath:
 
     def _aged(self, value: bytes, owner: bytes, now: float) -> tuple[bytes, int, bool] | None:
         """The records of an entry with their owner and what is left of their TTL; None when it may be due."""
-        expires = EXPIRES.unpack_from(value, 0)[0]
-        learned = EXPIRES.unpack_from(value, 8)[0]
+        expires, learned = u64(value, 0), u64(value, 8)
         left = expires / 1000 - now
         life = (expires - learned) / 1000
         if self._refreshes and left <= life * EARLY + EARLY_MARGIN:

@@ -158,6 +158,10 @@ def test_what_is_flushed_is_gone_from_every_worker(scene: Scene) -> None:
 
 
 def test_a_worker_that_dies_is_started_again_with_all_that_is_known(scene: Scene) -> None:
+    assert ask(scene.peer_shim, FROM_PEER)
+    assert ask(scene.shim, OWN)
+    for question in (FROM_PEER, OWN):
+        eventually(lambda question=question: scene.node.lookup(question), WAIT, f"the node knows {question}")
     before = counters(scene)
     killed = min(workers_of(scene.node.pid))
     os.kill(killed, signal.SIGKILL)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from cachebus.answer import Answer, Evidence, Refusal, RRset
+from cachebus.answer import Answer, Evidence, Refusal
 from cachebus.cache import Cache
 from cachebus.flushes import Flush
 from cachebus.presentation import name_from_text
@@ -246,22 +244,3 @@ def test_a_flush_by_key_lets_nothing_of_the_zone_in_that_was_learned_before() ->
     assert cache.get(name_from_text("b.example.com"), rrtypes.A, NOW + 1) is not None
     unseen = rrset("c.example.com", "A", "192.0.2.1", sigs=rrsig("c.example.com", "A", key_tag=1))
     assert cache.put(answer(unseen)._replace(transport="lan", learned=NOW + 0.5), NOW + 2) is Refusal.FLUSHED
-
-
-def test_what_is_learned_after_the_last_flush_is_put_as_fast_as_before_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = Cache("b", max_entries=10_000)
-    cache.flush(WWW, NOW)
-    cache.flush(ZONE, NOW + 1)
-    careful: list[bytes] = []
-    put_other = Cache._put_other
-
-    def counted(self: Cache, rrset: RRset, *rest: Any) -> Refusal | None:
-        careful.append(rrset.owner)
-        return put_other(self, rrset, *rest)
-
-    monkeypatch.setattr(Cache, "_put_other", counted)
-    for number in range(20):
-        assert cache.put(address(f"n{number}.example.com", learned=NOW + 1.5), NOW + 2) is None
-    assert careful == []
-    assert cache.put(address("www.example.com", learned=NOW - 1), NOW + 2) is Refusal.FLUSHED
-    assert careful == [WWW]

@@ -14,6 +14,8 @@ from cachebus import config as configuration
 from cachebus.admin.client import AdminRefused, ask, tell
 from cachebus.admin.orders import read_flush
 from cachebus.admin.server import AdminServer
+from cachebus.answer import Refusal, RRset
+from cachebus.cache import Cache
 from cachebus.cli import cachebus
 from cachebus.flushes import Flush
 from cachebus.holdings import Holdings
@@ -264,3 +266,23 @@ async def test_what_waits_to_be_sent_is_dropped(tmp_path: Path) -> None:
     assert outlet.waiting == 1
     assert publisher.forget(EVERYTHING) == 1
     assert outlet.waiting == 0
+
+
+def test_what_is_learned_after_the_last_flush_is_put_as_fast_as_before_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Here and not beside the cache's other tests: those also run on the compiled class, which cannot be patched.
+    cache = Cache("b", max_entries=10_000)
+    cache.flush(WWW, NOW)
+    cache.flush(name_from_text("example.com"), NOW + 1)
+    careful: list[bytes] = []
+    put_other = Cache._put_other
+
+    def counted(self: Cache, rrset: RRset, *rest: Any) -> Refusal | None:
+        careful.append(rrset.owner)
+        return put_other(self, rrset, *rest)
+
+    monkeypatch.setattr(Cache, "_put_other", counted)
+    for number in range(20):
+        assert cache.put(address(f"n{number}.example.com", learned=NOW + 1.5), NOW + 2) is None
+    assert careful == []
+    assert cache.put(address("www.example.com", learned=NOW - 1), NOW + 2) is Refusal.FLUSHED
+    assert careful == [WWW]
