@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from cachebus.answer import Answer, Evidence, Refusal, RRset
 from cachebus.errors import MessageError
@@ -36,10 +37,10 @@ OFFSET_WINDOW = 120.0
 """Seconds in each of two windows that a sender's clock offset is taken from: long enough for a message that was not
 held up, short enough to see a clock that was set right, or wrong."""
 
-_UNHEARD = float("inf")
-_VALIDATED = Evidence.VALIDATED
-_new = tuple.__new__
-_FORM = QR | 0x7800 | 0x0200 | CD | 0x000F
+_UNHEARD: Final = float("inf")
+_VALIDATED: Final = Evidence.VALIDATED
+_new: Final = tuple.__new__
+_FORM: Final = QR | 0x7800 | 0x0200 | CD | 0x000F
 """Flags that must read as a response, opcode QUERY, not truncated, checked, NOERROR."""
 
 Decoded = Sequence[Answer] | Refusal

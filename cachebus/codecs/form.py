@@ -33,9 +33,11 @@ _MAX_RDATA: Final = 0xFFFF
 MAX_PACKED: Final = 0xFFFF - 12 - 5
 """Bytes of an answer's packed records: what stands in a DNS message beside its header and the shortest question. More
 was never learned by DNS, and could never be told to a client: it would only stand in the way of what can."""
-_LONG_WAY = frozenset({3, 4, 7, 8, 9, 14, 17, 18, 21, 26, 35, 36, 39}) | rrtypes.NEVER_SHARED | rrtypes.INFRASTRUCTURE
-_FIXED = {rrtypes.A: 4, rrtypes.AAAA: 16}
-_NAME_AT = {rrtypes.CNAME: 0, rrtypes.PTR: 0, rrtypes.MX: 2, rrtypes.SRV: 6}
+_LONG_WAY: Final = (
+    frozenset({3, 4, 7, 8, 9, 14, 17, 18, 21, 26, 35, 36, 39}) | rrtypes.NEVER_SHARED | rrtypes.INFRASTRUCTURE
+)
+_FIXED: Final = {rrtypes.A: 4, rrtypes.AAAA: 16}
+_NAME_AT: Final = {rrtypes.CNAME: 0, rrtypes.PTR: 0, rrtypes.MX: 2, rrtypes.SRV: 6}
 FORMS: Final[dict[int, tuple[int, int]]] = {
     rrtype: (_FIXED.get(rrtype, 0), _NAME_AT.get(rrtype, -1)) for rrtype in range(65536) if rrtype not in _LONG_WAY
 }
@@ -57,8 +59,8 @@ _SIGNER_AT: Final = 18
 _new: Final = tuple.__new__
 _RRSET: Final[type[RRset]] = RRset
 
-_LABEL = b"|".join(re.escape(bytes([length])) + b".{%d}" % length for length in range(1, 64))
-_NAME = rb"(?:" + _LABEL + rb")*+\x00"
+_LABEL: Final = b"|".join(re.escape(bytes([length])) + b".{%d}" % length for length in range(1, 64))
+_NAME: Final = rb"(?:" + _LABEL + rb")*+\x00"
 """Labels are alternatives by length, taken without going back, as a walk would."""
 _NAME_THERE: Final = re.compile(b"(?s)" + _NAME).match
 

@@ -56,7 +56,7 @@ PRIVATE_NETWORKS = tuple(
     )
 )  # fmt: skip
 """RFC 4193, loopback, link-local, and the private IPv4 ranges in mapped form; not documentation ranges."""
-_PRIVATE_V4 = frozenset(
+_PRIVATE_V4: Final = frozenset(
     first.to_bytes(1, "big") + second.to_bytes(1, "big")
     for first in range(256)
     for second in range(256)
@@ -89,13 +89,13 @@ class _Name(Enum):
     EXEMPT = 2
 
 
-_PUBLIC = _Name.PUBLIC
+_PUBLIC: Final = _Name.PUBLIC
 _IPV4_HINT, _IPV6_HINT = 4, 6
 _SERVICES: Final = frozenset({rrtypes.SVCB, rrtypes.HTTPS})
-_VALUE = b"|".join(re.escape(bytes([length])) + b".{%d}" % length for length in range(64))
-_V4 = rb"[^\x00\x0a\x7f\xa9\xac\xc0]..."
-_V6 = rb"[\x20-\x3f].{15}"
-_PLAIN_SERVICE = re.compile(
+_VALUE: Final = b"|".join(re.escape(bytes([length])) + b".{%d}" % length for length in range(64))
+_V4: Final = rb"[^\x00\x0a\x7f\xa9\xac\xc0]..."
+_V6: Final = rb"[\x20-\x3f].{15}"
+_PLAIN_SERVICE: Final = re.compile(
     rb"(?s).{14}\x00(?:"  # one record whose target is its owner, then parameters
     rb"\x00[\x01-\x03\x05]\x00(?:" + _VALUE + rb")"
     rb"|\x00\x04\x00(?:\x04|\x08" + _V4 + rb"|\x0c" + 2 * _V4 + rb")" + _V4 +

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+from typing import Final
 
 from cachebus.answer import RRset
 from cachebus.presentation import MAX_NAME
@@ -22,44 +23,46 @@ from cachebus.wire.tsig import Verified
 
 MAX_LINKS = 8
 """CNAMEs of a chain that is taken this way."""
-_QUESTION = 0xC00C
-_OWNER = b"\xc0\x0c"
-_new = tuple.__new__
-_RECORD = struct.Struct("!HHHIH")
+_QUESTION: Final = 0xC00C
+_OWNER: Final = b"\xc0\x0c"
+_new: Final = tuple.__new__
+_RECORD: Final = struct.Struct("!HHHIH")
 """Owner as a pointer, type, class, TTL, RDLENGTH."""
-_SIGNATURE = struct.Struct("!HBBIII")
+_SIGNATURE: Final = struct.Struct("!HBBIII")
 """RRSIG RDATA: covered, algorithm, labels, original TTL, expiration, inception (RFC 4034 section 3.1)."""
-_LONG_WAY = frozenset({3, 4, 7, 8, 9, 14, 17, 18, 21, 26, 35, 36, 39}) | rrtypes.NEVER_SHARED | rrtypes.INFRASTRUCTURE
-_STRIDE = {rrtypes.A: 16, rrtypes.AAAA: 28}
-_NAME_AT = {rrtypes.CNAME: 12, rrtypes.PTR: 12, rrtypes.MX: 14, rrtypes.SRV: 18}
+_LONG_WAY: Final = (
+    frozenset({3, 4, 7, 8, 9, 14, 17, 18, 21, 26, 35, 36, 39}) | rrtypes.NEVER_SHARED | rrtypes.INFRASTRUCTURE
+)
+_STRIDE: Final = {rrtypes.A: 16, rrtypes.AAAA: 28}
+_NAME_AT: Final = {rrtypes.CNAME: 12, rrtypes.PTR: 12, rrtypes.MX: 14, rrtypes.SRV: 18}
 _FORMS: dict[int, tuple[int, int]] = {
     rrtype: (_STRIDE.get(rrtype, 0), _NAME_AT.get(rrtype, -1)) for rrtype in range(65536) if rrtype not in _LONG_WAY
 }
 """Type -> (bytes that a packed record must have, or 0; where a name begins in it, or -1)."""
 
-_LABEL = b"|".join(re.escape(bytes([length])) + b".{%d}" % length for length in range(1, 64))
-_NAME = rb"(?:" + _LABEL + rb")*+\x00"
+_LABEL: Final = b"|".join(re.escape(bytes([length])) + b".{%d}" % length for length in range(1, 64))
+_NAME: Final = rb"(?:" + _LABEL + rb")*+\x00"
 """Labels are alternatives by length, taken without going back, as a walk would."""
-_USUAL = re.compile(
+_USUAL: Final = re.compile(
     b"(?s)(" + _NAME + rb")(..)\x00\x01"  # the question's name and type, class IN
     rb"(\xc0\x0c(..)\x00\x01.{6}.*)"  # all records; the first is of the question: type, class IN, TTL, RDLENGTH
 ).match
-_ONE_NAME = re.compile(b"(?s)" + _NAME).fullmatch
-_NAME_THERE = re.compile(b"(?s)" + _NAME).match
-_ONE_RRSIG = struct.Struct("!HHHIHHBBIIIH")
+_ONE_NAME: Final = re.compile(b"(?s)" + _NAME).fullmatch
+_NAME_THERE: Final = re.compile(b"(?s)" + _NAME).match
+_ONE_RRSIG: Final = struct.Struct("!HHHIHHBBIIIH")
 """An RRSIG record up to the signer's name (RFC 4034 section 3.1)."""
-_TTL_AND_SIZE = struct.Struct("!IH").unpack_from
-_RDATAS = {stride: struct.Struct(f"!12x{stride - 12}s").iter_unpack for stride in _STRIDE.values()}
+_TTL_AND_SIZE: Final = struct.Struct("!IH").unpack_from
+_RDATAS: Final = {stride: struct.Struct(f"!12x{stride - 12}s").iter_unpack for stride in _STRIDE.values()}
 """Bytes of a packed record -> what gives the RDATA of each of such records, as a tuple of one."""
-_ALIKE = {
+_ALIKE: Final = {
     stride: re.compile(rb"(?s)(.{12}).{%d}(?:\1.{%d})*+" % (stride - 12, stride - 12)).fullmatch
     for stride in _STRIDE.values()
 }
 """Bytes of a packed record -> what matches such records whose owner, type, class, TTL and length are the same."""
-_CNAME = b"\x00\x05"
-_KNOWN_FORMS = {rrtype.to_bytes(2, "big"): (rrtype, *form) for rrtype, form in _FORMS.items()}
+_CNAME: Final = b"\x00\x05"
+_KNOWN_FORMS: Final = {rrtype.to_bytes(2, "big"): (rrtype, *form) for rrtype, form in _FORMS.items()}
 
-_MOST_RECORDS = 32
+_MOST_RECORDS: Final = 32
 """ANCOUNT up to which a header is in the table."""
 _HEADERS: dict[bytes, tuple[bool, int]] = {
     struct.pack("!HHHH", flags, 1, count, 0): (bool(flags & AD), count)

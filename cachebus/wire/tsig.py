@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from hmac import compare_digest
 from itertools import chain
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from cachebus.answer import Evidence, Refusal
 from cachebus.errors import ConfigError, MessageError
@@ -44,14 +44,14 @@ _ALGORITHMS: dict[str, Callable[[bytes], hashlib._Hash]] = {
 ALGORITHMS = tuple(_ALGORITHMS)
 """Names of the algorithms taken; SHA-1 and MD5 are not (RFC 8945 section 6)."""
 
-_FIXED = struct.Struct("!HHIH")
-_CLASS_TTL = struct.pack("!HI", rrtypes.ANY, 0)
-_TYPE_CLASS_TTL = struct.pack("!H", rrtypes.TSIG) + _CLASS_TTL
-_new = tuple.__new__
-_ONE_ADDITIONAL = b"\0\1"
-_NO_ADDITIONAL = b"\0\0"
-_NO_ERROR_NO_OTHER = b"\0\0\0\0"
-_FRONT = struct.Struct("!2s8s2s").unpack_from
+_FIXED: Final = struct.Struct("!HHIH")
+_CLASS_TTL: Final = struct.pack("!HI", rrtypes.ANY, 0)
+_TYPE_CLASS_TTL: Final = struct.pack("!H", rrtypes.TSIG) + _CLASS_TTL
+_new: Final = tuple.__new__
+_ONE_ADDITIONAL: Final = b"\0\1"
+_NO_ADDITIONAL: Final = b"\0\0"
+_NO_ERROR_NO_OTHER: Final = b"\0\0\0\0"
+_FRONT: Final = struct.Struct("!2s8s2s").unpack_from
 """Message -> ID, the header up to NSCOUNT, ARCOUNT."""
 
 
