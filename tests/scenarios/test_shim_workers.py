@@ -24,7 +24,10 @@ from tests.farm.zones import PLAIN
 from tests.servers import free_port, require
 from tests.unit.listen_bed import Authority
 
-pytestmark = pytest.mark.interop
+pytestmark = [
+    pytest.mark.interop,
+    pytest.mark.xdist_group("shim-workers"),
+]  # one scene, of three node processes, for all
 
 WORKERS = 2
 WAIT = 30.0
@@ -178,6 +181,8 @@ def test_a_worker_that_dies_is_started_again_with_all_that_is_known(scene: Scene
 
 
 def test_a_reload_brings_new_workers_with_the_same_data(scene: Scene) -> None:
+    assert ask(scene.peer_shim, FROM_PEER)
+    eventually(lambda: scene.node.lookup(FROM_PEER), WAIT, "the node knows it")
     before = workers_of(scene.node.pid)
     scene.node.signal(signal.SIGHUP)
     eventually(lambda: len(workers_of(scene.node.pid) - before) == WORKERS, WAIT, "new workers")
