@@ -21,6 +21,8 @@ kzonesign          knot-dnssecutils
 faketime           faketime
 ip                 iproute2
 nft                nftables
+openssl            openssl
+curl               curl
 mosquitto          mosquitto
 ejabberdctl        ejabberd
 nats-server        nats-server
