@@ -73,7 +73,7 @@ def test_dead_data_is_served_stale_by_the_shim_that_had_it_and_lives_nowhere_els
     b = running.enter_context(ShimNode(farm, cluster.config("b", sinks=sinks), serve_stale="on"))
     a_ = running.enter_context(ShimNode(farm, cluster.config("a"), trusted, serve_stale=STALE))
     eventually(lambda: b.status()["sinks"]["resolver"]["up"], WITHIN, "the sink is up")
-    time.sleep(1.1)  # messages carry whole seconds, and b refuses what was signed before its start
+    b.wait_until_live()
     gone = Question(f"gone.{ZONE}", "A")
     fresh = {question: data(asked(a_.endpoint, question)) for question in NAMES}
     assert asked(a_.endpoint, gone).rcode() == dns.rcode.NXDOMAIN
@@ -158,7 +158,7 @@ def test_a_flush_reaches_the_resolver_that_was_filled(farm: Path, running: ExitS
     b = running.enter_context(ShimNode(farm, b_config))
     a_ = running.enter_context(ShimNode(farm, cluster.config("a"), upstream(authority.endpoint, authoritative=True)))
     eventually(lambda: b.status()["sinks"]["resolver"]["up"], WITHIN, "the sink is up")
-    time.sleep(1.1)  # as above
+    b.wait_until_live()
     questions = [Question(name, rrtype) for name in names for rrtype in ("A", "TXT")]
     for question in questions:
         asked(a_.endpoint, question)
@@ -201,7 +201,7 @@ def test_what_was_asked_for_before_a_flush_is_neither_kept_nor_shared(farm: Path
     b = running.enter_context(ShimNode(farm, cluster.config("b")))
     trusted = upstream(server.endpoint, authoritative=True)
     a_ = running.enter_context(ShimNode(farm, cluster.config("a"), trusted))
-    time.sleep(1.1)  # as above
+    b.wait_until_live()
     question = Question("www.held.test.", "A")
     got: list[Any] = []
     client = threading.Thread(target=lambda: got.append(ask(a_.endpoint, question)))
